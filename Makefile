@@ -1,0 +1,41 @@
+# Two commands: `make demo` does the main job, `make test` passes the tests. Each sets up everything it needs in .venv first.
+
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell command -v python$(v))) python3)
+BIN := .venv/bin
+# One thread a process: the work is spread over processes, and OpenMP's spinning costs 10x on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test test-slow lock clean
+demo: .venv/.core
+	@$(BIN)/robot-rl demo
+
+test: .venv/.dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest
+
+test-slow: .venv/.dev
+	@$(BIN)/pytest -m slow
+
+# PyTorch first and alone: an unpinned one, asked for by another package, would pull the newest build there is.
+.venv/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit(f"robot-rl needs Python 3.10-3.12, found {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@echo "Setting up .venv (some minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.core
+	@echo "Adding the test tools ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Resolve constraints.txt anew for every supported Python.
+lock: .venv/.dev
+	@$(BIN)/python -m pip install -q uv
+	@$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra dev --no-annotate --no-header pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,66 @@
+"""Replace a folder as a whole: it is written beside its place and renamed, so that a killed writer leaves what was there before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import InputError
+
+
+@contextmanager
+def replacing(out: Path, overwrite: bool, is_own: Callable[[Path], bool], kind: str) -> Iterator[Path]:
+    """Give a temporary folder that becomes `out` when the block ends well, and is removed when it raises.
+
+    An `out` that exists and that `is_own` does not recognise is never touched (InputError); one of ours is replaced with `overwrite`.
+    What a killed process left beside `out` is cleared first; if it died between the two renames, the old folder is put back.
+    """
+    out = Path(os.path.abspath(out))
+    _clear_leftovers(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not is_own(out):
+            raise InputError(f"{out}: exists and is not a {kind}; choose another place")
+        if not overwrite:
+            raise InputError(f"{out}: exists; choose another place, or replace it with --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (out.parent / f"{_prefix(out)}{os.getpid()}.{suffix}" for suffix in ("partial", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _prefix(out: Path) -> str:
+    # With the host's name: a process id on a shared disk may be another machine's.
+    return f".{out.name}.{socket.gethostname()}-"
+
+
+def _clear_leftovers(out: Path) -> None:
+    for path in sorted(out.parent.glob(f"{_prefix(out)}*")) if out.parent.is_dir() else ():
+        pid, _, suffix = path.name.removeprefix(_prefix(out)).partition(".")
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        if suffix == "old" and not out.exists():
+            path.rename(out)
+        elif suffix in ("old", "partial"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

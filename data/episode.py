@@ -1,0 +1,75 @@
+"""Episode: what every reader yields and every writer takes. Arrays over time in physical units; nothing is normalised here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from data.errors import InputError
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One trajectory of T transitions, hence T + 1 observations.
+
+    observations: key -> array [T+1, ...]; Octo's names: `image_primary`, `image_wrist`, ... uint8 [T+1,H,W,3], `proprio` float32
+        [T+1,P], and for simulators `state` float32 [T+1,S].
+    actions: float32 [T,A], physical units (see the dataset's action description).
+    instruction: what the robot was asked to do.
+    success: True, False, or None when the data does not say.
+    source: where it came from ("bridge_dataset train #3"), for error messages.
+    instruction_embedding: float32 [D] when the dataset itself carries one.
+    """
+
+    observations: dict[str, np.ndarray]
+    actions: np.ndarray
+    instruction: str
+    success: bool | None = None
+    source: str = "episode"
+    instruction_embedding: np.ndarray | None = None
+    info: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of transitions T."""
+        return len(self.actions)
+
+    def validate(self) -> Episode:
+        """Return self, or raise InputError naming this episode and what is wrong with it."""
+        if self.actions.ndim != 2 or not len(self.actions):
+            raise InputError(f"{self.source}: actions have shape {self.actions.shape}, expected (T, A) with T >= 1")
+        for key, value in self.observations.items():
+            if len(value) != len(self) + 1:
+                raise InputError(
+                    f"{self.source}: {key} has {len(value)} steps, expected {len(self) + 1} (one more than actions)"
+                )
+            if key.startswith("image_") and (value.dtype != np.uint8 or value.ndim != 4 or value.shape[-1] != 3):
+                raise InputError(f"{self.source}: {key} is {value.dtype}{value.shape}, expected uint8 (T, H, W, 3)")
+        floats = {"action": self.actions, **{k: v for k, v in self.observations.items() if not k.startswith("image_")}}
+        for key, value in floats.items():
+            if not np.isfinite(value).all():
+                step = int(np.argwhere(~np.isfinite(value).reshape(len(value), -1).all(1))[0, 0])
+                raise InputError(
+                    f"{self.source}: {key} is not finite at step {step}; drop the episode (--skip-bad) or repair it"
+                )
+        return self
+
+
+ACTION_FIELDS = ("names", "units", "low", "high", "frame", "control_hz")
+
+
+def check_action(action: Any, where: str) -> dict[str, Any]:
+    """Return a dataset's action description, or raise InputError saying what it lacks.
+
+    names, units, low, high: lists of A; frame: what the action is relative to; control_hz: actions a second.
+    """
+    if not isinstance(action, dict) or set(action) != set(ACTION_FIELDS):
+        found = sorted(action) if isinstance(action, dict) else type(action).__name__
+        raise InputError(f"{where}: the action description has {found}, it needs exactly {list(ACTION_FIELDS)}")
+    per_dimension = ACTION_FIELDS[:4]
+    if not all(isinstance(action[key], list) for key in per_dimension) or len({len(action[key]) for key in per_dimension}) != 1:
+        raise InputError(f"{where}: {', '.join(per_dimension)} of the action description must be lists of one length")
+    if not isinstance(action["frame"], str) or not isinstance(action["control_hz"], (int, float)) or action["control_hz"] <= 0:
+        raise InputError(f"{where}: the action description needs `frame` as text and `control_hz` as a positive number")
+    return action

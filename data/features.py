@@ -1,0 +1,112 @@
+"""features.json of a TFDS dataset: which features an episode has, and how each is decoded from a tf.train.Example.
+
+TFDS flattens nested names (`steps/observation/image_0`) and concatenates fixed-shape features over the steps. Ragged or compressed
+tensors, video and audio are not supported: they are remembered with the reason, and asking for one raises InputError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from data.errors import InputError
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One leaf. shape and dtype are those of one step (or of the episode, outside `steps`); unsupported says why it cannot be read."""
+
+    name: str
+    kind: Literal["image", "text", "tensor"]
+    dtype: str = "uint8"
+    shape: tuple[int, ...] = ()
+    unsupported: str = ""
+
+
+def parse_features(tree: dict[str, Any], where: str) -> dict[str, Feature]:
+    """Leaves of a parsed features.json by flattened name. InputError when it is not an RLDS description with `steps`."""
+    try:
+        leaves = {leaf.name: leaf for leaf in _walk(tree, "", ())}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{where}: not a TFDS feature description ({error!r}); write the dataset with TFDS 4.6 or newer"
+        ) from None
+    if not any(name.startswith("steps/") for name in leaves):
+        raise InputError(
+            f"{where}: no `steps` feature, so this is not an RLDS dataset of episodes (features: {sorted(leaves)})"
+        )
+    return leaves
+
+
+def _walk(node: dict[str, Any], name: str, outer: tuple[int, ...]) -> list[Feature]:
+    if "featuresDict" in node:
+        children = node["featuresDict"]["features"]
+        return [leaf for key, child in children.items() for leaf in _walk(child, f"{name}/{key}" if name else key, outer)]
+    if "sequence" in node:
+        # The outermost `steps` is the time axis; a sequence inside a step is one more axis of the step's shape.
+        inner = () if name == "steps" else (int(node["sequence"].get("length", -1)),)
+        return _walk(node["sequence"]["feature"], name, outer + inner)
+    if "image" in node:
+        shape, dtype = _shape(node["image"]), node["image"].get("dtype", "uint8")
+        bad = (
+            ""
+            if dtype == "uint8" and shape[-1:] == (3,) and not outer
+            else f"an image of {dtype} {[*outer, *shape]}, not one RGB uint8"
+        )
+        return [Feature(name, "image", dtype, shape, bad)]
+    if "text" in node:
+        return [Feature(name, "text", "string", outer, "a sequence of texts within a step" if outer else "")]
+    if "tensor" in node or "classLabel" in node:
+        tensor = node.get("tensor", {"dtype": "int64"})
+        shape, dtype = outer + _shape(tensor), tensor["dtype"]
+        bad = ""
+        if tensor.get("encoding", "none").lower() != "none":
+            bad = f"a tensor in encoding {tensor['encoding']!r}"
+        elif -1 in shape:
+            bad = f"a tensor of variable shape {list(shape)}"
+        if dtype in ("string", "object"):
+            return [Feature(name, "text", "string", shape, bad or ("a tensor of several texts" if shape else ""))]
+        return [Feature(name, "tensor", str(np.dtype(dtype)), shape, bad)]
+    return [Feature(name, "tensor", unsupported=f"a {node.get('pythonClassName', '?').rsplit('.', 1)[-1]} feature")]
+
+
+def _shape(node: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(int(size) for size in node.get("shape", {}).get("dimensions", ()))
+
+
+def decode(feature: Feature, values: Any, source: str) -> Any:
+    """All values of one leaf, stacked over steps: [N, *shape] of its dtype for tensors, uint8 [N,H,W,3] RGB, or a list of N strings."""
+    if feature.unsupported:
+        raise InputError(f"{source}: {feature.name} is {feature.unsupported}, which this reader does not support")
+    if feature.kind == "text":
+        return [value.decode("utf-8", errors="replace") for value in values]
+    if feature.kind == "image":
+        return _decode_images(values, f"{source}: {feature.name}")
+    array = np.array(values, dtype=feature.dtype)
+    size = int(np.prod(feature.shape))
+    if array.size % max(size, 1):
+        raise InputError(
+            f"{source}: {feature.name} has {array.size} values, which do not divide into steps of {list(feature.shape)}"
+        )
+    return array.reshape(-1, *feature.shape)
+
+
+def _decode_images(encoded: Any, where: str) -> np.ndarray:
+    import cv2
+
+    frames: np.ndarray | None = None
+    for step, data in enumerate(encoded):
+        # TensorFlow does not rotate by EXIF either.
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data else None
+        if bgr is None:
+            raise InputError(f"{where}: the image of step {step} cannot be decoded; drop the episode with --skip-bad")
+        if frames is None:
+            frames = np.empty((len(encoded), *bgr.shape), np.uint8)
+        if bgr.shape != frames.shape[1:]:
+            raise InputError(
+                f"{where}: the image of step {step} is {bgr.shape}, step 0 is {frames.shape[1:]}; resize them to one size"
+            )
+        cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=frames[step])
+    return np.empty((0, 0, 0, 3), np.uint8) if frames is None else frames

@@ -1,0 +1,128 @@
+"""TFRecord files of tf.train.Example, read and written without TensorFlow.
+
+A record is `length u64 | masked crc32c of those 8 bytes u32 | data | masked crc32c of data u32`, little-endian. The Example message is
+declared here, in a descriptor pool of its own: `tfrecord.example_pb2` registers the same names in the global pool, after which
+TensorFlow cannot be imported into the process (and the other way round).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data.errors import InputError
+
+OnBad = Callable[[InputError], None]
+"""Called with what is wrong with a record or episode that is then skipped; None in its place means raise."""
+
+
+def _masked_crc(data: bytes) -> int:
+    import crc32c
+
+    crc = crc32c.crc32c(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def write_record(file: BinaryIO, data: bytes) -> int:
+    """Append one framed record; returns the bytes written."""
+    header = struct.pack("<Q", len(data))
+    framed = header + struct.pack("<I", _masked_crc(header)) + data + struct.pack("<I", _masked_crc(data))
+    return file.write(framed)
+
+
+def read_records(path: Path, on_bad: OnBad | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield (index, data) of each record of a file, one in memory at a time.
+
+    A record with a wrong checksum raises InputError naming file and record, or with `on_bad` is reported and skipped; after a damaged
+    length nothing more of the file can be found, so the file ends there.
+    """
+
+    def report(message: str) -> None:
+        error = InputError(f"{path}: record {index} {message}")
+        if on_bad is None:
+            raise error
+        on_bad(error)
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for index in count():
+            header = file.read(12)
+            if not header:
+                return
+            if len(header) < 12:
+                return report("is truncated: the file ends inside it; copy the file again")
+            length, crc = struct.unpack("<QI", header)
+            if crc != _masked_crc(header[:8]):
+                return report("has a damaged length, the rest of the file is unreadable; copy the file again")
+            if length + 4 > size - file.tell():
+                return report("is truncated: the file ends inside it; copy the file again")
+            data = file.read(length)
+            if struct.unpack("<I", file.read(4))[0] != _masked_crc(data):
+                report("is corrupt (its checksum is wrong); copy the file again, or skip it with --skip-bad")
+                continue
+            yield index, data
+
+
+@cache
+def _example_class() -> Any:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="robot_rl_example.proto", package="tensorflow", syntax="proto3")
+
+    def add(owner: Any, name: str, number: int, type_: Any, label: Any = field.LABEL_OPTIONAL, type_name: str = "") -> Any:
+        return owner.field.add(name=name, number=number, type=type_, label=label, type_name=type_name or None)
+
+    lists = {"bytes": field.TYPE_BYTES, "float": field.TYPE_FLOAT, "int64": field.TYPE_INT64}
+    for name, type_ in lists.items():
+        add(file.message_type.add(name=f"{name.title()}List"), "value", 1, type_, field.LABEL_REPEATED)
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, name in enumerate(lists, 1):
+        add(feature, f"{name}_list", number, field.TYPE_MESSAGE, type_name=f".tensorflow.{name.title()}List").oneof_index = 0
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    add(entry, "key", 1, field.TYPE_STRING)
+    add(entry, "value", 2, field.TYPE_MESSAGE, type_name=".tensorflow.Feature")
+    add(features, "feature", 1, field.TYPE_MESSAGE, field.LABEL_REPEATED, ".tensorflow.Features.FeatureEntry")
+    example = file.message_type.add(name="Example")
+    add(example, "features", 1, field.TYPE_MESSAGE, type_name=".tensorflow.Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+def parse_example(data: bytes, source: str) -> dict[str, Any]:
+    """Feature name -> sequence of bytes, float or int; `source` names the record when it is not an Example (InputError)."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        features = _example_class().FromString(data).features.feature
+    except DecodeError as error:
+        raise InputError(f"{source}: not a tf.train.Example ({error}); is this an RLDS dataset?") from None
+    return {
+        key: getattr(value, value.WhichOneof("kind")).value if value.WhichOneof("kind") else ()
+        for key, value in features.items()
+    }
+
+
+def build_example(features: dict[str, np.ndarray | list[bytes]]) -> bytes:
+    """Serialise: lists of bytes as they are, floating arrays as floats, integer and boolean arrays as int64 (flattened)."""
+    example = _example_class()()
+    for key, value in features.items():
+        feature = example.features.feature[key]
+        if isinstance(value, list):
+            feature.bytes_list.value.extend(value)
+        elif np.issubdtype(value.dtype, np.floating):
+            feature.float_list.value.extend(value.ravel().tolist())
+        else:
+            feature.int64_list.value.extend(value.ravel().astype(np.int64).tolist())
+    # Sorted keys, as TFDS writes them: the same episodes give the same bytes.
+    return bytes(example.SerializeToString(deterministic=True))

@@ -1,0 +1,87 @@
+"""DataContract: what a model was trained on, hence what it must be given. It travels inside every checkpoint of ours.
+
+Policies and critics hold one each and never share it: an action passes from one to the other in physical units only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from data.language import LanguageEncoder
+from data.normalizer import Kind, Normalizer
+from policies.base import ActionSpec
+
+
+@dataclass(frozen=True)
+class DataContract:
+    """Action meaning, normalisers, input shapes, language model and provenance of one trained model.
+
+    vectors: normaliser of each vector input (`proprio`, `state`). images: (height, width) of each camera. statistics: the dataset's
+    own, per key. reward: the reward convention of the data and its discount per control step.
+    """
+
+    action_spec: ActionSpec
+    action_normalizer: Normalizer
+    vectors: dict[str, Normalizer]
+    images: dict[str, tuple[int, int]]
+    language: LanguageEncoder
+    datasets: tuple[str, ...]
+    reward: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_store(cls, store: Any, chunk: int, inputs: tuple[str, ...], kind: Kind = "quantile") -> DataContract:
+        """The contract of a model with these `inputs`, trained on a `data.Store` with chunks of `chunk` actions."""
+        images = {key: store.shape(key)[:2] for key in inputs if key.startswith("image_")}
+        vectors = {
+            key: Normalizer.from_statistics(store.statistics[key], "mean_std") for key in inputs if not key.startswith("image_")
+        }
+        return cls(
+            action_spec=ActionSpec.from_json({**store.action, "chunk": chunk}),
+            action_normalizer=Normalizer.from_statistics(store.statistics["action"], kind),
+            vectors=vectors,
+            images=images,
+            language=store.language,
+            datasets=(store.name,),
+            reward=store.reward,
+            statistics=dict(store.statistics),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "action_spec": self.action_spec.to_json(),
+            "action_normalizer": self.action_normalizer.to_json(),
+            "vectors": {key: value.to_json() for key, value in self.vectors.items()},
+            "images": {key: list(value) for key, value in self.images.items()},
+            "language": {"model": self.language.model, "instructions": list(self.language.table)},
+            "datasets": list(self.datasets),
+            "reward": self.reward,
+            "statistics": self.statistics,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], embeddings: np.ndarray) -> DataContract:
+        """embeddings: float32 [N,L], row i for instruction i of the language table."""
+        language = values["language"]
+        table = dict(zip(language["instructions"], embeddings, strict=True))
+        return cls(
+            action_spec=ActionSpec.from_json(values["action_spec"]),
+            action_normalizer=Normalizer.from_json(values["action_normalizer"]),
+            vectors={key: Normalizer.from_json(value) for key, value in values["vectors"].items()},
+            images={key: (value[0], value[1]) for key, value in values["images"].items()},
+            language=LanguageEncoder(language["model"], table),
+            datasets=tuple(values["datasets"]),
+            reward=values["reward"],
+            statistics=values["statistics"],
+        )
+
+    def embeddings(self) -> np.ndarray:
+        """The language table as float32 [N,L], in the order of `to_json`."""
+        return np.stack(list(self.language.table.values())).astype(np.float32)
+
+    def with_chunk(self, chunk: int) -> DataContract:
+        return replace(self, action_spec=replace(self.action_spec, chunk=chunk))

@@ -1,0 +1,142 @@
+"""Observation encoders: cameras, proprioception, simulator state and the instruction become one feature vector z [B,Z].
+
+Images go through a ResNet with GroupNorm, FiLM-conditioned on the instruction after every block as in V-GPS (2410.13816):
+x <- x (1 + a(l)) + b(l), zero-initialised. Vectors go through a small MLP conditioned in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.errors import InputError
+from policies.base import Observations
+from policies.config import EncoderConfig, ImageEncoderName
+from policies.contract import DataContract
+
+_RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "resnet_small": ((1, 1, 1, 1), (32, 64, 128, 128)),
+    "resnet34": ((3, 4, 6, 3), (64, 128, 256, 512)),
+}
+
+
+class FiLM(nn.Module):
+    def __init__(self, condition: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(condition, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.linear(condition).chunk(2, dim=-1)
+        if x.ndim == 4:
+            scale, shift = scale[:, :, None, None], shift[:, :, None, None]
+        return x * (1 + scale) + shift
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels_in: int, channels: int, stride: int, condition: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.GroupNorm(4, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.GroupNorm(4, channels)
+        self.shortcut = (
+            nn.Conv2d(channels_in, channels, 1, stride, bias=False) if stride != 1 or channels_in != channels else None
+        )
+        self.film = FiLM(condition, channels)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        y = F.silu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        x = F.silu(y + (self.shortcut(x) if self.shortcut is not None else x))
+        return self.film(x, condition)
+
+
+class ResNet(nn.Module):
+    """uint8 [B,3,h,w] scaled to [-1,1] and an instruction embedding [B,L] -> pooled features [B,F]."""
+
+    def __init__(self, name: ImageEncoderName, condition: int) -> None:
+        super().__init__()
+        depths, widths = _RESNETS[name]
+        self.stem = nn.Conv2d(3, widths[0], 5, 2, 2, bias=False)
+        self.stem_norm = nn.GroupNorm(4, widths[0])
+        blocks, channels = [], widths[0]
+        for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            for block in range(depth):
+                blocks.append(ResidualBlock(channels, width, 2 if stage > 0 and block == 0 else 1, condition))
+                channels = width
+        self.blocks = nn.ModuleList(blocks)
+        self.features = channels
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.silu(self.stem_norm(self.stem(x))), 3, 2, 1)
+        for block in self.blocks:
+            x = block(x, condition)
+        return x.mean(dim=(2, 3))
+
+
+class ObservationEncoder(nn.Module):
+    """Normalises and encodes batched observations; `output` is Z."""
+
+    def __init__(self, config: EncoderConfig, contract: DataContract) -> None:
+        super().__init__()
+        self.config = config
+        self.contract = contract
+        self.image_keys = [key for key in config.inputs if key.startswith("image_")]
+        self.vector_keys = [key for key in config.inputs if not key.startswith("image_")]
+        condition = contract.language.dim
+        self.cameras = nn.ModuleDict({key: ResNet(config.image_encoder, condition) for key in self.image_keys})
+        self.output = sum(camera.features for camera in self.cameras.values())
+        if self.vector_keys:
+            vector = sum(len(contract.vectors[key].offset) for key in self.vector_keys)
+            self.vector_in = nn.Linear(vector, config.vector_features)
+            self.vector_film = FiLM(condition, config.vector_features)
+            self.vector_out = nn.Linear(config.vector_features, config.vector_features)
+            self.output += vector + config.vector_features
+        self.language = nn.Linear(condition, 32)
+        self.output += 32
+
+    def tensors(self, observations: Observations) -> dict[str, torch.Tensor]:
+        """Raw numpy observations -> normalised tensors on this module's device; the only place where they are rescaled."""
+        device = self.language.weight.device
+        result = {"instruction": self._instruction(observations).to(device)}
+        for key in self.config.inputs:
+            if key not in observations:
+                raise InputError(
+                    f"the observation lacks {key!r}, which this model was trained on (it has {sorted(observations)})"
+                )
+            value = torch.as_tensor(np.asarray(observations[key])).to(device)
+            if key in self.image_keys:
+                image = value.permute(0, 3, 1, 2).float() / 127.5 - 1
+                if tuple(image.shape[2:]) != tuple(self.contract.images[key]):
+                    image = F.interpolate(image, self.contract.images[key], mode="area")
+                result[key] = image.contiguous(memory_format=torch.channels_last)
+            else:
+                # An outlier far from the data says no more than "far": unclipped it would drown everything else.
+                result[key] = self.contract.vectors[key].normalize(value.float()).clamp(-5, 5)
+        return result
+
+    def _instruction(self, observations: Observations) -> torch.Tensor:
+        given: Any = observations.get("instruction_embedding")
+        if given is None:
+            if "instruction" not in observations:
+                raise InputError("the observation lacks 'instruction'; every policy and critic here is conditioned on one")
+            given = self.contract.language.encode(list(observations["instruction"]))
+        return torch.as_tensor(np.asarray(given, dtype=np.float32))
+
+    def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        instruction = tensors["instruction"]
+        # Unit-norm embeddings have entries of about 1/sqrt(L); bring them to unit scale.
+        instruction = instruction * instruction.shape[-1] ** 0.5
+        parts = [self.cameras[key](tensors[key], instruction) for key in self.image_keys]
+        if self.vector_keys:
+            vector = torch.cat([tensors[key] for key in self.vector_keys], dim=-1)
+            hidden = F.silu(self.vector_film(self.vector_in(vector), instruction))
+            parts += [vector, F.silu(self.vector_out(hidden))]
+        parts.append(F.silu(self.language(instruction)))
+        return torch.cat(parts, dim=-1)

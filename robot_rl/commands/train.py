@@ -1,0 +1,51 @@
+"""`robot-rl train critic|policy`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from policies.config import DiffusionConfig
+from robot_rl.config import CloningConfig, TrainingConfig
+from robot_rl.critic.config import CriticConfig
+
+
+@dataclass(frozen=True)
+class TrainCritic:
+    """Train a Q-function. Killed at any moment, the same command resumes.
+
+    data: a store that `robot-rl data convert` wrote. out: the run's folder.
+    """
+
+    data: Path
+    out: Path
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def run(self) -> None:
+        from robot_rl.console import training_progress
+        from robot_rl.recipes import train_critic
+
+        with training_progress("critic") as progress:
+            train_critic(self.data, self.out, self.critic, self.training, progress)
+
+
+@dataclass(frozen=True)
+class TrainPolicy:
+    """Train a diffusion policy by behaviour cloning. Killed at any moment, the same command resumes.
+
+    data: a store that `robot-rl data convert` wrote. out: the run's folder.
+    """
+
+    data: Path
+    out: Path
+    policy: DiffusionConfig = field(default_factory=DiffusionConfig)
+    cloning: CloningConfig = field(default_factory=CloningConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def run(self) -> None:
+        from robot_rl.console import training_progress
+        from robot_rl.recipes import train_policy
+
+        with training_progress("policy") as progress:
+            train_policy(self.data, self.out, self.policy, self.cloning, self.training, progress)

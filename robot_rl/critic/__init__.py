@@ -1,0 +1,6 @@
+"""Q-functions: networks, losses, learners, checkpoints. `Critic` scores; a learner trains one; `load_critic` opens one."""
+
+import lazy_loader
+
+# Public names load on first use, so that importing a package (for `--help`, say) costs nothing.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

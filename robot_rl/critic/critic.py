@@ -1,0 +1,85 @@
+"""Critic: Q(s, l, chunk of actions), an ensemble on one encoder of the observation and the instruction.
+
+`encode` once an observation, `values` for as many candidates as wanted. Actions enter in physical units; the critic's own normaliser,
+which travels in its checkpoint, is the only thing that rescales them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.errors import InputError
+from policies.base import ActionSpec, Observations
+from policies.checkpoint import read_config, read_tensors, resolve_checkpoint
+from policies.config import config_from_json
+from policies.contract import DataContract
+from policies.encoder import ObservationEncoder
+from robot_rl.critic.config import CriticConfig
+from robot_rl.critic.losses import hl_gauss_value
+from robot_rl.critic.networks import EnsembleMLP
+
+
+class Critic(nn.Module):
+    """Axes: B batch, K candidates, H chunk, A action, E members."""
+
+    def __init__(self, config: CriticConfig, contract: DataContract) -> None:
+        super().__init__()
+        self.config = config
+        self.contract = contract.with_chunk(config.chunk)
+        self.encoder = ObservationEncoder(config.encoder, self.contract)
+        outputs = 1 if config.head == "scalar" else config.bins
+        action = config.chunk * self.action_spec.dim
+        self.heads = EnsembleMLP(config.members, self.encoder.output, action, config.hidden, config.depth, outputs)
+        # With rewards of -1 and 0 every value lies between -1 forever and 0.
+        self.register_buffer("edges", torch.linspace(-1 / (1 - config.gamma), 0, config.bins + 1), persistent=False)
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.contract.action_spec
+
+    def encode(self, observations: Observations) -> torch.Tensor:
+        """Batched raw observations -> z [B,Z]."""
+        return self.encoder(self.encoder.tensors(observations))
+
+    def normalize(self, actions: torch.Tensor) -> torch.Tensor:
+        """Physical units [...,A] -> the critic's units, in which the data fill [-1, 1]."""
+        return self.contract.action_normalizer.normalize(actions)
+
+    def unnormalize(self, actions: torch.Tensor) -> torch.Tensor:
+        return self.contract.action_normalizer.unnormalize(actions)
+
+    def values(self, z: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Q-values [E,B,K] of chunks [B,K,H,A] in physical units."""
+        return self.decode(self.outputs(z, self.normalize(actions)))
+
+    def outputs(self, z: torch.Tensor, normalized: torch.Tensor) -> torch.Tensor:
+        """What the heads emit, [E,B,K,1] or [E,B,K,bins], for chunks [B,K,H,A] in the critic's units."""
+        return self.heads(z, normalized.flatten(2))
+
+    def decode(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Head outputs -> scalar values."""
+        return outputs[..., 0] if self.config.head == "scalar" else hl_gauss_value(outputs, self.edges)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"family": "critic", "config": asdict(self.config), "contract": self.contract.to_json()}
+
+
+def load_critic(path: Path | str, device: str = "cpu") -> Critic:
+    """The target network of a trained critic, from its run folder or one step of it; InputError when there is none."""
+    checkpoint = resolve_checkpoint(path)
+    values = read_config(checkpoint)
+    if values.get("family") != "critic":
+        raise InputError(f"{path}: holds a {values.get('family')!r}, not a critic; give the folder of `robot-rl train critic`")
+    tensors = read_tensors(checkpoint, "model")
+    try:
+        contract = DataContract.from_json(values["contract"], tensors.pop("language_table").numpy())
+        critic = Critic(config_from_json(CriticConfig, values["config"]), contract)
+        critic.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{checkpoint}: not a critic of this version ({str(error).splitlines()[0]})") from error
+    return critic.to(device).eval()

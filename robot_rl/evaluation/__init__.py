@@ -1,0 +1,36 @@
+"""Does it work better? Paired rollouts of several arms, their statistics, and the report that a reader opens.
+
+`evaluate` runs the arms on the same episodes, `EvaluationResult.to_json` holds every number, `results_table` prints them,
+`report.write_report` makes the page (imported from its module, because only it needs a video encoder).
+"""
+
+from robot_rl.evaluation.evaluate import Block, EvaluationSettings, evaluate, run_block
+from robot_rl.evaluation.result import EvaluationResult, results_table
+from robot_rl.evaluation.rollout import EpisodeOutcome, Step, rollout, stack_observations
+from robot_rl.evaluation.statistics import (
+    Gains,
+    PairedCounts,
+    mcnemar_p,
+    mean_gains,
+    paired_difference_interval,
+    wilson_interval,
+)
+
+__all__ = [
+    "Block",
+    "EpisodeOutcome",
+    "EvaluationResult",
+    "EvaluationSettings",
+    "Gains",
+    "PairedCounts",
+    "Step",
+    "evaluate",
+    "mcnemar_p",
+    "mean_gains",
+    "paired_difference_interval",
+    "results_table",
+    "rollout",
+    "run_block",
+    "stack_observations",
+    "wilson_interval",
+]

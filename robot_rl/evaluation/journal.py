@@ -1,0 +1,79 @@
+"""The journal of an evaluation: a JSON line of settings, then a line for each completed block, so that a killed run resumes.
+
+A line is written with one call and synced before the next block counts as done. A last line without its newline was being written
+when the process was killed; it is cut off and its block runs again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError
+
+FORMAT = "robot-rl evaluation journal 1"
+
+
+class Journal:
+    """Open `path` for appending, or start it with `header`. `records` are the lines that were there, oldest first.
+
+    InputError: the file is no journal, belongs to other settings, is damaged, or is in use by another process.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self.records = self._open({"format": FORMAT, **header})
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        data = (json.dumps(record, allow_nan=False) + "\n").encode()
+        written = os.write(self._file, data)
+        if written != len(data):
+            raise OSError(f"{self.path}: only {written} of {len(data)} bytes written; is the disk full?")
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _open(self, header: dict[str, Any]) -> list[dict[str, Any]]:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.path}: another evaluation is writing to it; wait for it, or choose another journal"
+            ) from None
+        *lines, torn = self.path.read_bytes().split(b"\n")
+        if torn:
+            if not lines and not b'{"format": "robot-rl evaluation'.startswith(torn[:30]):
+                raise InputError(f"{self.path}: not an evaluation journal; choose another path")
+            os.ftruncate(self._file, sum(len(line) + 1 for line in lines))
+        if not lines:
+            self.append(header)
+            return []
+        try:
+            found, *records = [json.loads(line) for line in lines]
+        except ValueError:
+            raise InputError(f"{self.path}: damaged, a line is not JSON; delete it and run again") from None
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise InputError(f"{self.path}: not an evaluation journal of this version; choose another path, or delete it")
+        different = sorted(key for key in found.keys() | header.keys() if found.get(key) != header.get(key))
+        if different:
+            what = ", ".join(f"{key} (was {_short(found.get(key))}, is {_short(header.get(key))})" for key in different)
+            raise InputError(
+                f"{self.path}: holds an evaluation with other settings: {what}; delete it or choose another journal"
+            )
+        return records
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

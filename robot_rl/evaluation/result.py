@@ -1,0 +1,192 @@
+"""What an evaluation found, as numbers: the JSON that is kept, and the table for the terminal."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from robot_rl.evaluation.rollout import EpisodeOutcome
+from robot_rl.evaluation.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    PairedCounts,
+    mcnemar_p,
+    mean_gains,
+    paired_difference_interval,
+    wilson_interval,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT = "robot-rl evaluation 1"
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """outcomes[arm][env_id] is a list over episodes, in the order of their seeds, the same seeds for every arm.
+
+    header: arms, settings, versions and provenance. wall_seconds: of the run that finished it. work_seconds: of all blocks
+    together, earlier runs of a resumed evaluation included.
+    """
+
+    outcomes: Mapping[str, Mapping[str, Sequence[EpisodeOutcome]]]
+    seed: int
+    header: Mapping[str, Any]
+    wall_seconds: float
+    work_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Pooled numbers at the top, the same structure for each task under `tasks`, means over tasks under `aggregate`.
+
+        Top and tasks: `arms[name]` has success_rate, interval (Wilson), successes, episodes, errors, outcomes; `<arm>_vs_base`, for
+        every arm but the base, has difference, difference_interval (Newcombe), mcnemar_p and the discordant pairs.
+        """
+        env_ids = list(self.outcomes[next(iter(self.outcomes))])
+        pooled = {arm: [o for env_id in env_ids for o in tasks[env_id]] for arm, tasks in self.outcomes.items()}
+        return {
+            "format": FORMAT,
+            **_compare(pooled),
+            "tasks": {env_id: _compare({arm: tasks[env_id] for arm, tasks in self.outcomes.items()}) for env_id in env_ids},
+            "aggregate": self._aggregate(env_ids),
+            "confidence": CONFIDENCE,
+            "seed": self.seed,
+            "policies": self.header["arms"],
+            "settings": self.header["settings"],
+            "versions": self.header["versions"],
+            "provenance": self.header["provenance"],
+            "wall_seconds": self.wall_seconds,
+            "work_seconds": self.work_seconds,
+        }
+
+    def _aggregate(self, env_ids: Sequence[str]) -> dict[str, Any]:
+        means = {
+            arm: sum(sum(o.success for o in tasks[env_id]) / len(tasks[env_id]) for env_id in env_ids) / len(env_ids)
+            for arm, tasks in self.outcomes.items()
+        }
+        aggregate: dict[str, Any] = {
+            "tasks": len(env_ids),
+            "bootstrap_resamples": RESAMPLES,
+            "arms": {arm: {"mean_success": mean} for arm, mean in means.items()},
+        }
+        for arm in _challengers(self.outcomes):
+            gains = mean_gains([_pair(self.outcomes[arm][e], self.outcomes[BASE][e]) for e in env_ids], self.seed)
+            aggregate[f"{arm}_vs_base"] = {
+                "mean_difference": gains.difference,
+                "mean_difference_interval": list(gains.difference_interval),
+                "mean_relative_gain": gains.relative_gain,
+                "mean_relative_gain_interval": list(gains.relative_gain_interval),
+                # There the relative gain counts one success of the base, see `mean_gains`.
+                "tasks_without_base_success": [e for e in env_ids if not any(o.success for o in self.outcomes[BASE][e])],
+            }
+        return aggregate
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a number."""
+    found = {"python": platform.python_version()}
+    for package in ("robot-rl", "torch", "numpy", "gymnasium", "pybullet"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _challengers(arms: Mapping[str, Any]) -> list[str]:
+    return [arm for arm in arms if arm != BASE] if BASE in arms else []
+
+
+def _pair(first: Sequence[EpisodeOutcome], second: Sequence[EpisodeOutcome]) -> PairedCounts:
+    return PairedCounts.of([o.success for o in first], [o.success for o in second])
+
+
+def _compare(outcomes: Mapping[str, Sequence[EpisodeOutcome]]) -> dict[str, Any]:
+    result: dict[str, Any] = {"arms": {arm: _rate(episodes) for arm, episodes in outcomes.items()}}
+    for arm in _challengers(outcomes):
+        counts = _pair(outcomes[arm], outcomes[BASE])
+        result[f"{arm}_vs_base"] = {
+            "difference": counts.difference,
+            "difference_interval": list(paired_difference_interval(counts)),
+            "mcnemar_p": mcnemar_p(counts),
+            f"only_{arm}": counts.first_only,
+            "only_base": counts.second_only,
+        }
+    return result
+
+
+def _rate(episodes: Sequence[EpisodeOutcome]) -> dict[str, Any]:
+    successes = sum(o.success for o in episodes)
+    return {
+        "success_rate": successes / len(episodes),
+        "interval": list(wilson_interval(successes, len(episodes))),
+        "successes": successes,
+        "episodes": len(episodes),
+        "errors": sum(o.error is not None for o in episodes),
+        "outcomes": [
+            {
+                "env_id": o.env_id,
+                "seed": o.seed,
+                "success": o.success,
+                "steps": o.steps,
+                "instruction": o.instruction,
+                "error": o.error,
+            }
+            for o in episodes
+        ],
+    }
+
+
+def percent(rate: float) -> str:
+    """0.5 -> "50%"."""
+    return f"{100 * rate:.0f}%"
+
+
+def points(difference: float) -> str:
+    """0.12 -> "+12", in percentage points; with a true minus, and no sign for zero."""
+    rounded = round(100 * difference)
+    return f"{rounded:+d}".replace("-", "\N{MINUS SIGN}") if rounded else "0"
+
+
+def span(interval: Sequence[float], form: Callable[[float], str]) -> str:
+    low, high = (form(value).rstrip("%") for value in interval)
+    return f"{low} to {high}"
+
+
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def results_table(result: Mapping[str, Any]) -> Table:
+    """The JSON of a result as a rich table: a row a task, then the mean over tasks when there are several."""
+    from rich.table import Table
+
+    challengers = _challengers(result["arms"])
+    table = Table(caption="success % (95% interval); difference in points, paired by seed; p: exact McNemar")
+    table.add_column("task", no_wrap=True)
+    for arm in result["arms"]:
+        table.add_column(arm, justify="right")
+    for arm in challengers:
+        table.add_column(f"{arm} \N{MINUS SIGN} base", justify="right")
+        table.add_column("p", justify="right")
+    for env_id, task in result["tasks"].items():
+        rates = [f"{percent(a['success_rate'])} ({span(a['interval'], percent)})" for a in task["arms"].values()]
+        table.add_row(env_id, *rates, *(cell for arm in challengers for cell in _difference_cells(task[f"{arm}_vs_base"])))
+    if len(result["tasks"]) > 1:
+        aggregate = result["aggregate"]
+        cells = [percent(arm["mean_success"]) for arm in aggregate["arms"].values()]
+        for arm in challengers:
+            gains = aggregate[f"{arm}_vs_base"]
+            cells += [f"{points(gains['mean_difference'])} ({span(gains['mean_difference_interval'], points)})", ""]
+        table.add_section()
+        table.add_row("mean over tasks", *cells, style="bold")
+    return table
+
+
+def _difference_cells(comparison: Mapping[str, Any]) -> tuple[str, str]:
+    interval = span(comparison["difference_interval"], points)
+    return f"{points(comparison['difference'])} ({interval})", p_value(comparison["mcnemar_p"])

@@ -1,0 +1,204 @@
+"""Rollouts of one policy in many copies of one Gymnasium environment, in lock-step in this process.
+
+All environments decide at the same control steps, because chunks have equal length: one batched policy call serves them all, and
+an environment that has finished leaves the batch. Spreading rollouts over processes is `evaluate`'s work, not this module's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+import sim  # noqa: F401 -- registers the project's environments with Gymnasium, also in a spawned worker
+from data.errors import InputError
+from policies.base import Observations, Policy
+
+
+@dataclass(eq=False)
+class EpisodeOutcome:
+    """How one episode ended. An episode with an `error` (the environment crashed, the policy gave NaN) counts as failed.
+
+    steps: control steps taken. seconds: wall time from reset to end, shared with the episodes that ran beside it.
+    frames: uint8 [steps+1,H,W,3], only when recorded. values: the critic's value of the chosen chunk at each decision, where the
+    policy has a critic.
+    """
+
+    env_id: str
+    seed: int
+    success: bool = False
+    steps: int = 0
+    instruction: str = ""
+    error: str | None = None
+    seconds: float = 0.0
+    values: list[float] = field(default_factory=list)
+    frames: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One control step of one episode, as `on_step` sees it; `action` float32 [A] is what the environment was given."""
+
+    seed: int
+    time: int
+    observation: Mapping[str, Any]
+    action: np.ndarray
+    reward: float
+    next_observation: Mapping[str, Any]
+    terminated: bool
+    truncated: bool
+    info: Mapping[str, Any]
+
+
+def stack_observations(observations: Sequence[Mapping[str, Any]]) -> Observations:
+    """B single observations -> one batch: arrays stacked to [B,...], `instruction` a list of B strings."""
+    return {
+        key: [o[key] for o in observations] if key == "instruction" else np.stack([o[key] for o in observations])
+        for key in observations[0]
+    }
+
+
+class _Episode:
+    """One environment, its last observation, and the outcome so far."""
+
+    def __init__(self, env_id: str, seed: int, env_kwargs: Mapping[str, Any], record: bool) -> None:
+        # The checker compares observations with spaces at every step; tests/ hold the environments to their contract instead.
+        self.env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
+        self.outcome = EpisodeOutcome(env_id, seed)
+        self.running = True
+        self.observation: Mapping[str, Any] = {}
+        self.frames: list[np.ndarray] | None = [] if record else None
+        self.started = time.perf_counter()
+
+    def reset(self) -> None:
+        try:
+            observation, _ = self.env.reset(seed=self.outcome.seed)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a simulator throws ends this episode, not the evaluation
+            self.fail(f"reset: {type(error).__name__}: {error}")
+        else:
+            self.outcome.instruction = str(observation.get("instruction", ""))
+            self._see(observation)
+
+    def step(self, action: np.ndarray, on_step: Callable[[Step], None] | None) -> None:
+        space = self.env.action_space
+        assert isinstance(space, gymnasium.spaces.Box)
+        action = np.clip(action, space.low, space.high).astype(space.dtype)
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except InputError:
+            raise
+        except Exception as error:
+            self.fail(f"step {self.outcome.steps}: {type(error).__name__}: {error}")
+            return
+        if on_step is not None:
+            before, at = self.observation, self.outcome.steps
+            on_step(Step(self.outcome.seed, at, before, action, float(reward), observation, terminated, truncated, info))
+        self.outcome.steps += 1
+        self._see(observation)
+        if terminated or truncated:
+            if "success" not in info:
+                raise InputError(
+                    f"{self.outcome.env_id}: gives no info['success'] at the end of an episode; add it to the environment"
+                )
+            self.outcome.success = bool(info["success"])
+            self._finish()
+
+    def fail(self, error: str) -> None:
+        self.outcome.error = " ".join(error.split())
+        self._finish()
+
+    def _see(self, observation: Mapping[str, Any]) -> None:
+        self.observation = observation
+        if self.frames is not None:
+            if "image_primary" not in observation:
+                raise InputError(
+                    f"{self.outcome.env_id}: nothing to record, no image_primary; ask for the primary camera in env_kwargs"
+                )
+            self.frames.append(np.array(observation["image_primary"], dtype=np.uint8))
+
+    def _finish(self) -> None:
+        self.running = False
+        self.outcome.seconds = time.perf_counter() - self.started
+        self.close()
+        if self.frames:
+            self.outcome.frames = np.stack(self.frames)
+
+    def close(self) -> None:
+        with suppress(Exception):  # an environment that crashed may well crash again here
+            self.env.close()
+
+
+def rollout(
+    policy: Policy,
+    env_id: str,
+    seeds: Sequence[int],
+    generator_seed: int,
+    execute: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    record: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[EpisodeOutcome]:
+    """One episode for each of `seeds` (handed to `env.reset`), in their order.
+
+    execute: how many actions of each chunk are carried out before the next decision, all H by default. generator_seed: of the
+    policy's random numbers, for all episodes together, on `policy.device` where the policy has one, else on the CPU. record: keep
+    `image_primary` of each step. InputError: unknown environment, an `execute` outside 1..H, actions of another size than the
+    environment's, no camera to record.
+    """
+    chunk = policy.action_spec.chunk
+    execute = chunk if execute is None else execute
+    if not 1 <= execute <= chunk:
+        raise InputError(f"cannot execute {execute} actions of a chunk of {chunk}; choose 1 to {chunk}")
+    generator = torch.Generator(device=getattr(policy, "device", "cpu")).manual_seed(generator_seed)
+    policy.reset()
+    episodes: list[_Episode] = []
+    try:
+        for seed in seeds:
+            episodes.append(_Episode(env_id, seed, env_kwargs or {}, record))
+            _check_action_size(policy, episodes[-1].env)
+            episodes[-1].reset()
+        while live := [episode for episode in episodes if episode.running]:
+            actions = _decide(policy, live, generator)[:, :execute]
+            for time_in_chunk in range(execute):
+                for episode, action in zip(live, actions[:, time_in_chunk], strict=True):
+                    if episode.running:
+                        episode.step(action, on_step)
+    except gymnasium.error.UnregisteredEnv as error:
+        raise InputError(f"{env_id}: no such environment; {' '.join(str(error).split())}") from None
+    finally:
+        for episode in episodes:
+            if episode.running:
+                episode.close()
+    return [episode.outcome for episode in episodes]
+
+
+def _decide(policy: Policy, live: Sequence[_Episode], generator: torch.Generator) -> np.ndarray:
+    """Chunks float32 [B,H,A] for the B live episodes; those that get a NaN fail and stop running."""
+    observations = stack_observations([episode.observation for episode in live])
+    with torch.no_grad():  # not inference_mode: steering turns gradients on again inside
+        actions = policy.sample(observations, 1, generator)[:, 0].float().cpu().numpy()
+    decision = getattr(policy, "last_decision", None)
+    if decision is not None:
+        for episode, value in zip(live, decision.values.tolist(), strict=True):
+            episode.outcome.values.append(value)
+    finite = np.isfinite(actions).all(axis=(1, 2))
+    for episode, fine in zip(live, finite, strict=True):
+        if not fine:
+            episode.fail(f"step {episode.outcome.steps}: the policy gave an action that is not finite")
+    return actions
+
+
+def _check_action_size(policy: Policy, env: gymnasium.Env) -> None:
+    if env.action_space.shape != (policy.action_spec.dim,):
+        have, want = policy.action_spec.dim, env.action_space.shape
+        raise InputError(
+            f"the policy gives actions of {have} numbers, the environment takes shape {want}; they do not fit together"
+        )

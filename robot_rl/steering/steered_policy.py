@@ -1,0 +1,123 @@
+"""SteeredPolicy: a Policy made of a Policy and a Critic. Sample K candidates, score them all at once, act on a good one.
+
+With the ensemble minimum and no ascent this is V-GPS (2410.13816); with the mean and a few ascent steps on the best candidates it is
+PA-RL's action optimisation (2412.06685). The policy may be anything that has `sample`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from data.errors import InputError
+from policies.base import ActionSpec, Observations, Policy
+from robot_rl.critic import Critic
+from robot_rl.steering.ascent import ascend
+from robot_rl.steering.config import SteeringConfig
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the last `sample` chose from. values: Q of the chosen chunk [B]. candidates: Q of all of them [B,K]."""
+
+    values: torch.Tensor
+    candidates: torch.Tensor
+
+
+class SteeredPolicy:
+    """Axes: B observations, N draws, K candidates a draw, H chunk, A action, E members."""
+
+    def __init__(self, policy: Policy, critic: Critic, config: SteeringConfig | None = None) -> None:
+        self.policy, self.critic, self.config = policy, critic, config or SteeringConfig()
+        self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
+        self.last_decision: Decision | None = None
+
+    def reset(self) -> None:
+        self.policy.reset()
+
+    @torch.no_grad()
+    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """N independent draws of the steered policy, [B,N,H,A] in physical units; each chooses among K candidates of its own."""
+        candidates = self.policy.sample(observations, num_samples * self.config.num_samples, generator)
+        candidates = candidates[:, :, : self.action_spec.chunk]
+        z = self.critic.encode(observations)
+        values = self._aggregate(self.critic.values(z, candidates))
+        draws = (len(z), num_samples, self.config.num_samples)
+        if self.config.ascent_steps:
+            candidates, values = self._improve(z, candidates, values, draws)
+        values = values.view(draws[0], draws[1], -1)
+        chosen = self._choose(values, generator)
+        candidates = candidates.view(*values.shape, *candidates.shape[2:])
+        actions = torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
+        picked = torch.take_along_dim(values, chosen[..., None], dim=2)[..., 0]
+        self.last_decision = Decision(picked[:, 0], values[:, 0])
+        return actions
+
+    def _aggregate(self, values: torch.Tensor) -> torch.Tensor:
+        return values.min(dim=0).values if self.config.aggregate == "min" else values.mean(dim=0)
+
+    def _choose(self, values: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """Index [B,N] of the chosen candidate, from values [B,N,K]."""
+        if self.config.temperature == 0:
+            return values.argmax(dim=-1)
+        weights = torch.softmax(values / self.config.temperature, dim=-1)
+        return torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(values.shape[:2])
+
+    def _improve(
+        self, z: torch.Tensor, candidates: torch.Tensor, values: torch.Tensor, draws: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ascend the best `keep` candidates of each draw within the action bounds: chunks and values, [B,N*keep,...]."""
+        keep = min(self.config.keep, draws[2])
+        grouped = candidates.view(*draws, *candidates.shape[2:])
+        top = values.view(draws).topk(keep, dim=-1).indices
+        kept = torch.take_along_dim(grouped, top[..., None, None], dim=2).flatten(1, 2)
+        spec = self.policy.action_spec
+        low, high = (self.critic.normalize(torch.tensor(bound, device=z.device)) for bound in (spec.low, spec.high))
+        normalized, best = ascend(
+            lambda u: self._aggregate(self.critic.decode(self.critic.outputs(z, u))),
+            self.critic.normalize(kept),
+            self.config.ascent_steps,
+            self.config.step_size,
+            low,
+            high,
+            self.config.trust_region,
+            self.config.normalized_step,
+        )
+        return self.critic.unnormalize(normalized), best
+
+
+class RandomChoice:
+    """The control: a uniformly random one of the same K candidates. Whatever it gains over the policy is not the critic's doing."""
+
+    def __init__(self, policy: Policy, critic: Critic, num_samples: int) -> None:
+        self.policy, self.num_samples = policy, num_samples
+        self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
+
+    def reset(self) -> None:
+        self.policy.reset()
+
+    @torch.no_grad()
+    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        candidates = self.policy.sample(observations, num_samples * self.num_samples, generator)
+        candidates = candidates[:, :, : self.action_spec.chunk].unflatten(1, (num_samples, self.num_samples))
+        shape = candidates.shape[:2]
+        chosen = torch.randint(self.num_samples, shape, generator=generator, device=candidates.device)
+        return torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
+
+
+def steered_spec(policy: ActionSpec, critic: ActionSpec) -> ActionSpec:
+    """The policy's spec with the chunk that the critic scores; InputError when the two do not speak of the same actions."""
+    for field in ("names", "units", "frame", "control_hz"):
+        ours, theirs = getattr(policy, field), getattr(critic, field)
+        if ours != theirs:
+            raise InputError(
+                f"the policy's action {field} is {ours} but the critic's is {theirs}; "
+                "train a critic on data with the policy's actions, or convert the policy's actions first"
+            )
+    if policy.chunk < critic.chunk:
+        raise InputError(
+            f"the policy proposes chunks of {policy.chunk} actions but the critic scores {critic.chunk}; "
+            f"train the critic with --critic.chunk {policy.chunk} or less"
+        )
+    return replace(policy, chunk=critic.chunk)

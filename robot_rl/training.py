@@ -1,0 +1,157 @@
+"""One training loop for critics and policies: deterministic, killed at any moment, resumed by the same command.
+
+Every random draw of step k comes from a generator seeded by (seed, k), so a resumed run needs nothing but the tensors of its last
+checkpoint to go on exactly as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from data.errors import InputError
+from policies.checkpoint import latest_checkpoint, read_config, read_tensors, save_checkpoint
+from policies.contract import DataContract
+from robot_rl.config import TrainingConfig
+
+
+class Learner(Protocol):
+    """A module whose `update` is one gradient step; `model` is the part that is loaded to be used."""
+
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+    def update(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> Any: ...
+
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+def train(
+    learner: Learner,
+    draw: Callable[[np.random.Generator, int], Mapping[str, Any]],
+    contract: DataContract,
+    config: TrainingConfig,
+    run: Path,
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """Run or resume training in the folder `run`; returns the logged metrics, one dict with `step` each.
+
+    draw: (generator, batch size) -> batch. Raises InputError when the folder holds a run with other settings, or when the loss is no
+    longer finite.
+    """
+    identity = {**learner.to_json(), "training": {"steps": config.steps, "batch_size": config.batch_size, "seed": config.seed}}
+    first = _resume(learner, run, identity)
+    metrics = _read_metrics(run, first)
+    embeddings = torch.from_numpy(contract.embeddings())
+    generator = torch.Generator()
+    window: list[dict[str, torch.Tensor]] = []
+    started = time.monotonic()
+    for step in range(first + 1, config.steps + 1):
+        generator.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0] >> 1))
+        batch = draw(np.random.default_rng([config.seed, step]), config.batch_size)
+        window.append({name: value.detach() for name, value in learner.update(batch, generator).items()})
+        if step % config.log_every == 0 or step == config.steps:
+            row = {name: float(torch.stack([entry[name] for entry in window]).mean()) for name in window[0]}
+            if not all(np.isfinite(list(row.values()))):
+                raise InputError(
+                    f"{run}: training diverged before step {step} ({row}); lower the learning rate or check the data"
+                )
+            row = {"step": step, **row, "steps_per_second": (step - first) / (time.monotonic() - started)}
+            metrics.append(row)
+            window.clear()
+            if progress:
+                progress(step, config.steps, row)
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            _write_metrics(run, metrics)
+            groups = {
+                "model": {**learner.model.state_dict(), "language_table": embeddings},
+                "training": {**learner.state_dict(), **_optimizer_tensors(learner)},
+            }
+            save_checkpoint(run, step, {**identity, "step": step}, groups)
+    return metrics
+
+
+def _resume(learner: Learner, run: Path, identity: dict[str, Any]) -> int:
+    checkpoint = latest_checkpoint(run) if run.is_dir() else None
+    if checkpoint is None:
+        if run.is_dir() and any(entry for entry in run.iterdir() if not entry.name.startswith((".", "metrics"))):
+            raise InputError(f"{run}: exists and is no training run; choose another --out")
+        return 0
+    saved = read_config(checkpoint)
+    step = int(saved.pop("step", 0))
+    difference = _first_difference(saved, json.loads(json.dumps(identity)))
+    if difference:
+        raise InputError(f"{run}: holds a run with other settings ({difference}); choose another --out or remove the folder")
+    state = read_tensors(checkpoint, "training")
+    optimizer_state = {key: state.pop(key) for key in list(state) if key.startswith("optimizer/")}
+    try:
+        learner.load_state_dict(state)
+        _load_optimizers(learner, optimizer_state)
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{checkpoint}: does not fit these settings ({str(error).splitlines()[0]})") from error
+    return step
+
+
+def _optimizer_tensors(learner: Learner) -> dict[str, torch.Tensor]:
+    return {
+        f"optimizer/{name}/{index}/{key}": value
+        for name, optimizer in learner.optimizers.items()
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+
+
+def _load_optimizers(learner: Learner, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, optimizer in learner.optimizers.items():
+        state = optimizer.state_dict()
+        for key, value in tensors.items():
+            _, owner, index, field = key.split("/")
+            if owner == name:
+                state["state"].setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict(state)
+
+
+def _first_difference(saved: Any, given: Any, path: str = "") -> str | None:
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in sorted({*saved, *given}):
+            difference = _first_difference(saved.get(key), given.get(key), f"{path}.{key}" if path else key)
+            if difference:
+                return difference
+        return None
+    return None if saved == given else f"{path} was {_short(saved)}, is {_short(given)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _read_metrics(run: Path, upto: int) -> list[dict[str, float]]:
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in rows if row["step"] <= upto]
+
+
+def _write_metrics(run: Path, metrics: list[dict[str, float]]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    temporary = run / ".metrics.partial"
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    os.replace(temporary, run / "metrics.jsonl")

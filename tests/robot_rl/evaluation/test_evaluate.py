@@ -1,0 +1,235 @@
+"""Evaluations with real processes: any number of workers, kills and resumes give one answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+from point_mass import Make
+
+from data.errors import InputError
+from robot_rl.evaluation import EvaluationSettings, evaluate, results_table, run_block
+
+ENVS = ["test/PointMass-v0", "test/PointMassFar-v0"]
+ARMS = {"base": Make(0.8), "steered": Make(0.05), "random": Make(0.8)}
+FAST: dict[str, Any] = {"cameras": ()}
+
+
+def untimed(result: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in result.items() if not key.endswith("_seconds")}, sort_keys=True)
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    return evaluate(ARMS, ENVS, 30, seed=7, workers=1, env_kwargs=FAST).to_json()
+
+
+def test_result_structure(reference: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(reference)) == reference
+    assert list(reference["arms"]) == ["base", "steered", "random"]
+    for scope, episodes in [(reference, 60), *((task, 30) for task in reference["tasks"].values())]:
+        for arm in scope["arms"].values():
+            assert arm["episodes"] == episodes == len(arm["outcomes"])
+            assert arm["successes"] == sum(o["success"] for o in arm["outcomes"])
+            assert arm["interval"][0] <= arm["success_rate"] <= arm["interval"][1]
+        steered = scope["steered_vs_base"]
+        assert steered["difference"] == pytest.approx(
+            scope["arms"]["steered"]["success_rate"] - scope["arms"]["base"]["success_rate"]
+        )
+        assert steered["difference_interval"][0] <= steered["difference"] <= steered["difference_interval"][1]
+        assert 0 <= steered["mcnemar_p"] <= 1
+        assert "random_vs_base" in scope
+    assert reference["steered_vs_base"]["difference"] > 0.2  # less noise does find the goal more often
+    assert [o["seed"] for o in reference["tasks"][ENVS[1]]["arms"]["random"]["outcomes"]] == list(range(7, 37))
+    aggregate = reference["aggregate"]["steered_vs_base"]
+    assert aggregate["mean_difference"] == pytest.approx(reference["steered_vs_base"]["difference"])
+    assert reference["settings"]["episodes"] == 30
+    assert reference["versions"]["torch"]
+    # Arms have random numbers of their own: the same policy under another name does not repeat itself.
+    assert reference["arms"]["random"]["outcomes"] != reference["arms"]["base"]["outcomes"]
+
+
+def test_workers_do_not_change_results(reference: dict[str, Any]) -> None:
+    seen: list[tuple[int, int]] = []
+    result = evaluate(
+        ARMS, ENVS, 30, seed=7, workers=2, env_kwargs=FAST, on_block=lambda done, total, *_: seen.append((done, total))
+    )
+    assert untimed(result.to_json()) == untimed(reference)
+    assert seen == [(done, 12) for done in range(1, 13)]
+    assert not multiprocessing.active_children()
+
+
+def test_a_counted_block_can_be_seen_again(reference: dict[str, Any]) -> None:
+    settings = EvaluationSettings(tuple(ENVS), 30, 7, env_kwargs={"cameras": ("primary",)})
+    block = next(b for b in settings.blocks(["base"]) if b.first == 25)
+    again = run_block(Make(0.8)(), settings, block, record=True)
+    counted = reference["tasks"][ENVS[0]]["arms"]["base"]["outcomes"][25:]
+    assert [(o.seed, o.success, o.steps) for o in again] == [(o["seed"], o["success"], o["steps"]) for o in counted]
+    assert all(o.frames is not None and len(o.frames) == o.steps + 1 for o in again)
+
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import test_evaluate as t
+
+if __name__ == "__main__":
+    slow = {{"cameras": (), "delay": {delay}}}
+    result = t.evaluate(t.ARMS, t.ENVS, 30, seed=7, workers=2, env_kwargs=slow, journal=Path({journal!r}))
+    Path({out!r}).write_text(json.dumps(result.to_json()))
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
+    def start() -> subprocess.Popen[str]:
+        script = tmp_path / "run.py"
+        names = {"here": str(Path(__file__).parent), "journal": str(tmp_path / "j.jsonl"), "out": str(tmp_path / "out.json")}
+        script.write_text(SCRIPT.format(delay=0.001, **names))
+        return subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    return start
+
+
+def wait_for_lines(path: Path, lines: int) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_kill_and_resume(start: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
+    journal = tmp_path / "j.jsonl"
+    run = start()
+    wait_for_lines(journal, 3)
+    workers = children(run.pid)
+    run.kill()
+    run.wait()
+    wait_until_gone(workers)  # orphans leave by themselves
+    survived = journal.read_bytes()
+    assert 3 <= survived.count(b"\n") < 13
+    journal.write_bytes(survived + b'{"block": {"arm": "ba')  # as if it had been writing
+
+    run = start()
+    assert run.wait(60) == 0, run.stderr.read() if run.stderr else ""
+    assert journal.read_bytes().startswith(survived)
+    resumed = json.loads((tmp_path / "out.json").read_text())
+    whole = evaluate(ARMS, ENVS, 30, seed=7, workers=1, env_kwargs={**FAST, "delay": 0.001}).to_json()
+    assert untimed(resumed) == untimed(whole)
+
+
+def test_keyboard_interrupt_ends_the_workers(start: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
+    run = start()
+    wait_for_lines(tmp_path / "j.jsonl", 2)
+    workers = children(run.pid)
+    assert len(workers) >= 2
+    os.killpg(run.pid, signal.SIGINT)  # what Ctrl-C does
+    assert run.wait(20) != 0
+    wait_until_gone(workers)
+    assert run.stderr is not None
+    text = run.stderr.read()
+    assert text.count("Traceback") == 1  # the parent's; the workers say nothing
+    assert text.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_killed_worker_is_an_error_not_a_hang() -> None:
+    with pytest.raises(InputError, match=r"killed by SIGKILL.*fewer workers.*base in test/PointMass-v0, episodes 0 to 1"):
+        evaluate({"base": Make(0.3, "kill")}, ENVS[:1], 2, seed=0, workers=2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_defect_in_a_worker_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: a defect of ours"):
+        evaluate({"base": Make(0.3, "raise")}, ENVS[:1], 2, seed=0, workers=2)
+
+
+def test_journal_is_used_and_guarded(tmp_path: Path) -> None:
+    journal = tmp_path / "runs" / "j.jsonl"
+
+    def run(seed: int = 0, noise: float = 0.3, **kwargs: Any) -> dict[str, Any]:
+        return evaluate({"base": Make(noise)}, ENVS[:1], 30, seed, workers=1, journal=journal, **kwargs).to_json()
+
+    first = run()
+    ran: list[Any] = []
+    assert untimed(run(on_block=lambda *_: ran.append(1))) == untimed(first)
+    assert not ran
+    with pytest.raises(InputError, match=r"other settings: settings .*delete it or choose another journal"):
+        run(seed=1)
+    with pytest.raises(InputError, match="other settings: arms"):
+        run(noise=0.1)
+    with pytest.raises(InputError, match="other settings: provenance"):
+        run(provenance={"digest": "abc"})
+
+    lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([lines[0], b"{broken", *lines[2:]]))
+    with pytest.raises(InputError, match="damaged"):
+        run()
+    for foreign in (b'{"format": "other"}\n', b"a picture of my cat"):
+        journal.write_bytes(foreign)
+        with pytest.raises(InputError, match="not an evaluation journal"):
+            run()
+        assert journal.read_bytes() == foreign
+    journal.write_bytes(lines[0][:40])  # killed while it wrote the header
+    assert untimed(run()) == untimed(first)
+
+
+def test_two_evaluations_cannot_share_a_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "j.jsonl"
+
+    def nested(*_: Any) -> None:
+        with pytest.raises(InputError, match="another evaluation is writing"):
+            evaluate({"base": Make(0.3)}, ENVS[:1], 2, seed=0, workers=1, journal=journal)
+
+    evaluate({"base": Make(0.3)}, ENVS[:1], 2, seed=0, workers=1, journal=journal, on_block=nested)
+
+
+def test_users_mistakes() -> None:
+    for arms, envs, episodes, workers in [
+        ({}, ENVS, 5, 1),
+        (ARMS, [], 5, 1),
+        (ARMS, ENVS[:1] * 2, 5, 1),
+        (ARMS, ENVS, 0, 1),
+        (ARMS, ENVS, 1, 0),
+    ]:
+        with pytest.raises(InputError, match=r"nothing to evaluate|must be at least 1"):
+            evaluate(arms, envs, episodes, seed=0, workers=workers)
+    with pytest.raises(InputError, match="no such environment"):
+        evaluate(ARMS, ["test/Nowhere-v0"], 1, seed=0, workers=2)
+
+
+def test_errors_are_counted_and_named() -> None:
+    result = evaluate({"base": Make(0.3)}, ENVS[:1], 10, seed=0, workers=1, env_kwargs={"crash": "step"}).to_json()
+    assert result["arms"]["base"]["errors"] == 1
+    assert result["arms"]["base"]["outcomes"][3]["error"] == "step 0: RuntimeError: simulator exploded"
+    assert "steered_vs_base" not in result
+
+
+def test_table(reference: dict[str, Any]) -> None:
+    console = rich.console.Console(file=io.StringIO(), width=160)
+    console.print(results_table(reference))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for word in [*ENVS, "mean over tasks", "steered \N{MINUS SIGN} base", "random \N{MINUS SIGN} base", "p"]:
+        assert word in text
