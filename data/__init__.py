@@ -2,6 +2,8 @@
 
 `open_rlds` reads Episodes, `convert` makes a Store of them, `ChunkSampler` draws from it. Names are imported from here
 (`from data import Store`); the modules behind them are loaded on first use, so that the command line starts at once.
+
+`inspect` and `render` stay in `data.inspect`: a function of its module's name would be hidden by it.
 """
 
 from __future__ import annotations
@@ -10,12 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data.convert import Conversion as Conversion
-    from data.convert import convert as convert
+    from data.conversion import Conversion as Conversion
+    from data.conversion import convert as convert
     from data.episode import Episode as Episode
     from data.errors import InputError as InputError
-    from data.inspect import inspect as inspect
-    from data.inspect import render as render
     from data.language import LanguageEncoder as LanguageEncoder
     from data.normalizer import Normalizer as Normalizer
     from data.rlds_writer import RldsWriter as RldsWriter
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ChunkSampler": "sampler",
-    "Conversion": "convert",
+    "Conversion": "conversion",
     "Episode": "episode",
     "EpisodeSource": "source",
     "InputError": "errors",
@@ -36,10 +36,8 @@ _MODULES = {
     "RldsWriter": "rlds_writer",
     "Store": "store",
     "compute_statistics": "statistics",
-    "convert": "convert",
-    "inspect": "inspect",
+    "convert": "conversion",
     "open_rlds": "source",
-    "render": "inspect",
 }
 __all__ = sorted(_MODULES)
 

@@ -68,7 +68,11 @@ def _walk(node: dict[str, Any], name: str, outer: tuple[int, ...]) -> list[Featu
             bad = f"a tensor of variable shape {list(shape)}"
         if dtype in ("string", "object"):
             return [Feature(name, "text", "string", shape, bad or ("a tensor of several texts" if shape else ""))]
-        return [Feature(name, "tensor", str(np.dtype(dtype)), shape, bad)]
+        try:
+            np.dtype(dtype)
+        except TypeError:
+            bad = bad or f"a tensor of {dtype}"
+        return [Feature(name, "tensor", dtype, shape, bad)]
     return [Feature(name, "tensor", unsupported=f"a {node.get('pythonClassName', '?').rsplit('.', 1)[-1]} feature")]
 
 
@@ -96,6 +100,7 @@ def decode(feature: Feature, values: Any, source: str) -> Any:
 def _decode_images(encoded: Any, where: str) -> np.ndarray:
     import cv2
 
+    # The pixels are those of tf.io.decode_jpeg(dct_method="INTEGER_ACCURATE"); TFDS decodes with the faster, less exact transform.
     frames: np.ndarray | None = None
     for step, data in enumerate(encoded):
         # TensorFlow does not rotate by EXIF either.

@@ -1,4 +1,4 @@
-"""From a dataset's own names and conventions to an Episode. A dataset is a Rule, which is data: no code per dataset where that suffices.
+"""From a dataset's own names and conventions to an Episode. A dataset is a Rule, which is data wherever that suffices.
 
 Ours, and any other dataset whose folder holds a `robot_rl.json` of `{"action": {...}, "observations": {ours: theirs}}`, needs no
 rule here.
@@ -47,7 +47,7 @@ def binarize_gripper(gripper: np.ndarray) -> np.ndarray:
 
 
 def bridge_actions(actions: np.ndarray, proprio: np.ndarray) -> np.ndarray:
-    """BridgeData V2: what the arm did, state[t+1] - state[t], in place of what it was commanded, with a binary gripper; float32 [N-1,7].
+    """BridgeData V2: what the arm did, state[t+1] - state[t], not what it was told, and a binary gripper; float32 [N-1,7].
 
     Angle differences are wrapped into [-pi, pi]. The original does not wrap, so a roll that crosses pi becomes a turn of 6.28 rad in
     one step, far outside the action bounds.
@@ -117,7 +117,9 @@ def standardize(raw: RawEpisode, rule: Rule, images: bool = True) -> Episode:
     """Apply a rule to an episode of N steps: T = N-1 transitions, N observations. `images=False` leaves the cameras undecoded."""
     if raw.num_steps < 2:
         raise InputError(f"{raw.source}: has {raw.num_steps} step, a transition needs two; skip it with --skip-bad")
-    observations = {ours: np.float32(raw.step(key)) for ours, key in rule.observations.items() if not ours.startswith("image_")}
+    observations = {
+        ours: np.asarray(raw.step(key), np.float32) for ours, key in rule.observations.items() if not ours.startswith("image_")
+    }
     for camera in real_cameras(raw, rule) if images else ():
         observations[camera] = raw.step(rule.observations[camera])
     actions = np.asarray(raw.step("action"), np.float32)

@@ -51,7 +51,9 @@ class ArrayWriter:
 
     def _flush(self) -> None:
         name = ".".join([str(self._chunks), *("0" for _ in self.row_shape)])
-        self._buffer[: self._filled].tofile(self.folder / name)
+        # Not ndarray.tofile: its error on a full disk has no errno.
+        with (self.folder / name).open("wb") as file:
+            file.write(memoryview(self._buffer[: self._filled]).cast("B"))
         if self._chunks:
             # zarr reads whole chunks: the last one is as long as the others.
             os.truncate(self.folder / name, self._buffer.nbytes)

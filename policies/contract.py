@@ -21,7 +21,7 @@ class DataContract:
     """Action meaning, normalisers, input shapes, language model and provenance of one trained model.
 
     vectors: normaliser of each vector input (`proprio`, `state`). images: (height, width) of each camera. statistics: the dataset's
-    own, per key. reward: the reward convention of the data and its discount per control step.
+    own, per key. reward: the data's convention and `discount` per control step.
     """
 
     action_spec: ActionSpec
@@ -36,7 +36,7 @@ class DataContract:
     @classmethod
     def from_store(cls, store: Any, chunk: int, inputs: tuple[str, ...], kind: Kind = "quantile") -> DataContract:
         """The contract of a model with these `inputs`, trained on a `data.Store` with chunks of `chunk` actions."""
-        images = {key: store.shape(key)[:2] for key in inputs if key.startswith("image_")}
+        images = {key: (store.shape(key)[0], store.shape(key)[1]) for key in inputs if key.startswith("image_")}
         vectors = {
             key: Normalizer.from_statistics(store.statistics[key], "mean_std") for key in inputs if not key.startswith("image_")
         }

@@ -40,7 +40,7 @@ def record(demonstration: Demonstration) -> Episode:
     env = gymnasium.make(demonstration.env_id, disable_env_checker=True, cameras=demonstration.cameras)
     try:
         observation, _ = env.reset(seed=demonstration.seed)
-        expert = sim.Expert(env, demonstration.quality, np.random.default_rng(demonstration.seed))
+        expert = sim.Expert(env, demonstration.quality, demonstration.seed)
         observations, actions, success, done = [observation], [], False, False
         while not done:
             observation, _, terminated, truncated, info = env.step(expert.act(observation))

@@ -56,6 +56,7 @@ def train(
     longer finite.
     """
     identity = {**learner.to_json(), "training": {"steps": config.steps, "batch_size": config.batch_size, "seed": config.seed}}
+    torch.set_num_threads(config.threads)
     first = _resume(learner, run, identity)
     metrics = _read_metrics(run, first)
     embeddings = torch.from_numpy(contract.embeddings())

@@ -107,7 +107,8 @@ class Scene:
         radius, width = BOWL_RADIUS, 2 * BOWL_RADIUS * math.tan(math.pi / 8) + 0.006
         yaws = [i * math.pi / 4 for i in range(8)]
         walls = [
-            ((0.006, width, BOWL_HEIGHT), (radius * math.cos(yaw), radius * math.sin(yaw), BOWL_HEIGHT / 2), "bowl") for yaw in yaws
+            ((0.006, width, BOWL_HEIGHT), (radius * math.cos(yaw), radius * math.sin(yaw), BOWL_HEIGHT / 2), "bowl")
+            for yaw in yaws
         ]
         floor = [((2 * radius, width, BOWL_FLOOR), (0, 0, BOWL_FLOOR / 2), "bowl")]
         visual, _ = self._shapes(walls + floor * 4, collides=False, yaws=yaws + yaws[:4])

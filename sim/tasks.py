@@ -151,7 +151,12 @@ def _pushed(scene: Scene, layout: Layout) -> bool:
     """The block's centre is inside the square by at least 1 cm, and the block rests on the table, not between two fingers."""
     offset = _horizontal(scene, layout.target, layout.goal) @ scene.rotation(layout.goal)[:2, :2]
     inside = bool(np.abs(offset).max() < ZONE_SIZE / 2 - 0.01)
-    return inside and scene.touching(layout.target, "table") and _at_rest(scene, layout.target) and scene.fingers_on(layout.target) < 2
+    return (
+        inside
+        and scene.touching(layout.target, "table")
+        and _at_rest(scene, layout.target)
+        and scene.fingers_on(layout.target) < 2
+    )
 
 
 def _lifted(scene: Scene, layout: Layout) -> bool:

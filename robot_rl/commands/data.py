@@ -21,9 +21,9 @@ class DataInspect:
     skip_bad: bool = False
 
     def run(self) -> None:
-        from data.inspect import inspect, render
         from rich.console import Console
 
+        from data import inspect, render
         from robot_rl.console import write_json
 
         values = inspect(self.path, self.split, skip_bad=self.skip_bad)
@@ -50,13 +50,22 @@ class DataConvert:
     overwrite: bool = False
 
     def run(self) -> None:
-        from data.inspect import inspect, render
-
+        from data import LanguageEncoder, convert, inspect, render
         from robot_rl.console import console, counting_progress
-        from robot_rl.recipes import convert_rlds
 
         with counting_progress("converting episodes") as progress:
-            skipped = convert_rlds(self, progress)
-        for line in skipped:
+            made = convert(
+                self.path,
+                self.out,
+                split=self.split,
+                discount=self.gamma,
+                language=LanguageEncoder(self.language),
+                overwrite=self.overwrite,
+                skip_bad=self.skip_bad,
+                progress=progress,
+            )
+        for line in made.skipped:
             console.print(f"left out: {line}", highlight=False)
+        if made.dropped_cameras:
+            console.print(f"cameras that not every episode has, left out: {', '.join(made.dropped_cameras)}", highlight=False)
         console.print(render(inspect(self.out)))

@@ -31,7 +31,7 @@ class Evaluate:
 
         from robot_rl.console import evaluation_progress, write_json
         from robot_rl.evaluation import results_table
-        from robot_rl.recipes import evaluate_steering
+        from robot_rl.evaluation.steering import evaluate_steering
 
         journal = self.json.with_name(f"{self.json.stem}.journal.jsonl") if self.json else None
         with evaluation_progress() as on_block:

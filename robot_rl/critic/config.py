@@ -14,7 +14,7 @@ Clamp = Literal["none", "policy", "all"]
 class CriticConfig:
     """Network and training settings; the defaults of the conservative part are V-GPS's.
 
-    chunk: actions scored together. gamma: per control step. expectile: IQL's. alpha, num_actions, temperature,
+    chunk: actions scored together. expectile: IQL's. alpha, num_actions, temperature,
     importance_sampling, max_target_backup, clamp: of the conservative penalty, see robot_rl.critic.losses. bins: of the HL-Gauss
     head, over all values there are.
     """
@@ -27,7 +27,6 @@ class CriticConfig:
     depth: int = 3
     head: Literal["scalar", "hl_gauss"] = "scalar"
     bins: int = 101
-    gamma: float = 0.98
     tau: float = 0.005
     learning_rate: float = 3e-4
     expectile: float = 0.8

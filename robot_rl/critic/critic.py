@@ -36,7 +36,8 @@ class Critic(nn.Module):
         action = config.chunk * self.action_spec.dim
         self.heads = EnsembleMLP(config.members, self.encoder.output, action, config.hidden, config.depth, outputs)
         # With rewards of -1 and 0 every value lies between -1 forever and 0.
-        self.register_buffer("edges", torch.linspace(-1 / (1 - config.gamma), 0, config.bins + 1), persistent=False)
+        lowest = -1 / (1 - self.contract.reward["discount"])
+        self.register_buffer("edges", torch.linspace(lowest, 0, config.bins + 1), persistent=False)
 
     @property
     def action_spec(self) -> ActionSpec:

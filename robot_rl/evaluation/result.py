@@ -162,7 +162,7 @@ def p_value(p: float) -> str:
 
 
 def results_table(result: Mapping[str, Any]) -> Table:
-    """The JSON of a result as a rich table: a row a task, then the mean over tasks when there are several."""
+    """The JSON of a result as a rich table: a row a task, and all of them together (each has equally many episodes)."""
     from rich.table import Table
 
     challengers = _challengers(result["arms"])
@@ -177,13 +177,15 @@ def results_table(result: Mapping[str, Any]) -> Table:
         rates = [f"{percent(a['success_rate'])} ({span(a['interval'], percent)})" for a in task["arms"].values()]
         table.add_row(env_id, *rates, *(cell for arm in challengers for cell in _difference_cells(task[f"{arm}_vs_base"])))
     if len(result["tasks"]) > 1:
-        aggregate = result["aggregate"]
-        cells = [percent(arm["mean_success"]) for arm in aggregate["arms"].values()]
+        cells = [f"{percent(a['success_rate'])} ({span(a['interval'], percent)})" for a in result["arms"].values()]
         for arm in challengers:
-            gains = aggregate[f"{arm}_vs_base"]
-            cells += [f"{points(gains['mean_difference'])} ({span(gains['mean_difference_interval'], points)})", ""]
+            gains = result["aggregate"][f"{arm}_vs_base"]
+            cells += [
+                f"{points(gains['mean_difference'])} ({span(gains['mean_difference_interval'], points)})",
+                p_value(result[f"{arm}_vs_base"]["mcnemar_p"]),
+            ]
         table.add_section()
-        table.add_row("mean over tasks", *cells, style="bold")
+        table.add_row("all tasks", *cells, style="bold")
     return table
 
 

@@ -29,19 +29,24 @@ def ascend(
     if trust_region is not None:
         low, high = torch.maximum(low, actions - trust_region), torch.minimum(high, actions + trust_region)
     iterate = actions.detach()
-    with torch.enable_grad():
-        current = iterate.clone().requires_grad_(True)
-        values = score(current)
-    best, best_values = iterate, values.detach()
+    values, gradient = _value_and_gradient(score, iterate)
+    best, best_values = iterate, values
     for _ in range(steps):
-        (gradient,) = torch.autograd.grad(values.sum(), current)
         if normalized_step:
             gradient = gradient / gradient.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
         iterate = torch.clamp(iterate + step_size * gradient, low, high)
-        with torch.enable_grad():
-            current = iterate.clone().requires_grad_(True)
-            values = score(current)
-        better = values.detach() > best_values
+        values, gradient = _value_and_gradient(score, iterate)
+        better = values > best_values
         best = torch.where(better[..., None, None], iterate, best)
-        best_values = torch.where(better, values.detach(), best_values)
+        best_values = torch.where(better, values, best_values)
     return best, best_values
+
+
+@torch.enable_grad()
+def _value_and_gradient(
+    score: Callable[[torch.Tensor], torch.Tensor], actions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    current = actions.detach().requires_grad_(True)
+    values = score(current)
+    (gradient,) = torch.autograd.grad(values.sum(), current)
+    return values.detach(), gradient

@@ -231,5 +231,5 @@ def test_table(reference: dict[str, Any]) -> None:
     console = rich.console.Console(file=io.StringIO(), width=160)
     console.print(results_table(reference))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for word in [*ENVS, "mean over tasks", "steered \N{MINUS SIGN} base", "random \N{MINUS SIGN} base", "p"]:
+    for word in [*ENVS, "all tasks", "steered \N{MINUS SIGN} base", "random \N{MINUS SIGN} base", "p"]:
         assert word in text

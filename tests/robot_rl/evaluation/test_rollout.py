@@ -34,7 +34,7 @@ def test_equals_one_plain_episode_at_a_time() -> None:
     """With a deterministic policy, batching must not change anything."""
     together = rollout(Homing(0.0), ENV, range(8), generator_seed=0)
     for outcome in together:
-        env = gymnasium.make(ENV)
+        env = gymnasium.make(ENV, disable_env_checker=True)
         observation, _ = env.reset(seed=outcome.seed)
         steps, over, info = 0, False, {}
         while not over:

@@ -62,7 +62,7 @@ def convert(
             # A model that cannot be loaded is found out now, not after hours of conversion.
             _ = language.dim
         writer = _StoreWriter(folder, source, cameras, success_steps, discount, language)
-        for done, episode in enumerate(source.read((lambda error: skipped.append(str(error))) if skip_bad else None, True), 1):
+        for episode in source.read((lambda error: skipped.append(str(error))) if skip_bad else None, True):
             try:
                 writer.add(episode)
             except InputError as error:
@@ -70,7 +70,7 @@ def convert(
                     raise
                 skipped.append(str(error))
             if progress is not None:
-                progress(done, source.length)
+                progress(len(writer.ends) + len(skipped), source.length)
         if not writer.ends:
             raise InputError(
                 f"{source.location}: no usable episode in split {source.split!r}" + "".join(f"; {s}" for s in skipped[:1])
@@ -95,13 +95,14 @@ class _StoreWriter:
 
     def add(self, episode: Episode) -> None:
         """Append an episode, or raise InputError before anything of it is written."""
-        rows = self._rows(episode.validate())
+        episode.validate()
         if self.language.model == DATASET_MODEL and episode.instruction not in self.language.table:
             if episode.instruction_embedding is None:
                 raise InputError(
                     f"{episode.source}: carries no language_embedding; choose a sentence-transformers language model"
                 )
             self.language.remember(episode.instruction, episode.instruction_embedding)
+        rows = self._rows(episode)
         index = self.instructions.setdefault(episode.instruction, len(self.instructions))
         rows["instruction_index"] = np.full(len(episode) + 1, index, np.int32)
         for key, value in rows.items():

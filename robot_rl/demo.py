@@ -1,0 +1,130 @@
+"""The demo: five stages, each of which leaves its result in the output folder and is skipped, or resumed, when that is there."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from rich.console import Console
+
+import sim
+from data import RldsWriter, convert
+from data.errors import InputError
+from data.store import is_store
+from policies.config import DiffusionConfig
+from robot_rl.collect import action_description, plan, record_all
+from robot_rl.commands.demo import Demo
+from robot_rl.config import CloningConfig, TrainingConfig
+from robot_rl.console import counting_progress, evaluation_progress, progress_bar, write_json
+from robot_rl.critic import CriticConfig
+from robot_rl.evaluation import results_table
+from robot_rl.evaluation.steering import evaluate_steering
+from robot_rl.recipes import train_critic, train_policy
+from robot_rl.steering import SteeringConfig
+
+# A third of the demonstrations are clean, a third dither, a third mostly fail.
+QUALITIES = (1.0, 0.5, 0.0)
+# Far from the demonstrations' seeds, and from those on which settings were chosen.
+EVALUATION_SEED = 7_000_000
+
+
+def run_demo(demo: Demo) -> None:
+    """Record, convert, train, evaluate, report. Raises InputError for a folder that holds something else."""
+    dataset, store = demo.out / "tabletop_mixed", demo.out / "store"
+    policy, critic, results = demo.out / "policy", demo.out / "critic", demo.out / "results.json"
+    if not dataset.is_dir():
+        _record(demo, dataset)
+    if not is_store(store):
+        with counting_progress("reading them back") as progress:
+            convert(dataset, store, progress=progress)
+    _train_both(demo, store, policy, critic)
+    with evaluation_progress() as on_block:
+        evaluation = evaluate_steering(
+            policy,
+            critic,
+            "tabletop",
+            demo.episodes,
+            EVALUATION_SEED + demo.seed,
+            SteeringConfig(),
+            workers=demo.workers,
+            journal=demo.out / "evaluation.journal.jsonl",
+            on_block=on_block,
+        )
+    values = evaluation.to_json()
+    write_json(results, values)
+    Console().print(results_table(values))
+
+
+def _record(demo: Demo, dataset: Path) -> None:
+    env_ids = tuple(sim.TASKS.values())
+    demonstrations = plan(env_ids, demo.demonstrations, QUALITIES, demo.seed)
+    with (
+        RldsWriter(dataset, action_description(env_ids[0]), image_format="jpeg") as writer,
+        counting_progress("recording demonstrations") as progress,
+    ):
+        for done, episode in enumerate(record_all(demonstrations, demo.workers), 1):
+            writer.add(episode)
+            progress(done, len(demonstrations))
+
+
+def _train_both(demo: Demo, store: Path, policy: Path, critic: Path) -> None:
+    """Policy and critic know nothing of each other: they are trained side by side, a process each."""
+    context = multiprocessing.get_context("spawn")
+    messages: Any = context.Queue()
+    jobs = {
+        "policy": context.Process(target=_train_policy, args=(demo, store, policy, messages), daemon=True),
+        "critic": context.Process(target=_train_critic, args=(demo, store, critic, messages), daemon=True),
+    }
+    with progress_bar() as bar:
+        tasks = {name: bar.add_task(f"training the {name}", total=None, note="") for name in jobs}
+        for process in jobs.values():
+            process.start()
+        running = set(jobs)
+        while running:
+            try:
+                name, step, steps, note = messages.get(timeout=1)
+            except Empty:
+                died = [name for name in running if not jobs[name].is_alive() and jobs[name].exitcode]
+                if died:
+                    raise InputError(
+                        f"training the {died[0]} died (exit code {jobs[died[0]].exitcode}); run it again"
+                    ) from None
+                continue
+            if steps == 0:
+                for process in jobs.values():
+                    process.terminate()
+                raise InputError(note)
+            bar.update(tasks[name], completed=step, total=steps, note=note)
+            if step == steps:
+                running.discard(name)
+        for process in jobs.values():
+            process.join()
+
+
+def _train_policy(demo: Demo, store: Path, out: Path, messages: Any) -> None:
+    settings = TrainingConfig(steps=demo.policy_steps, seed=demo.seed)
+    _guarded(
+        "policy", messages, lambda show: train_policy(store, out, DiffusionConfig(), CloningConfig(), settings, show), settings
+    )
+
+
+def _train_critic(demo: Demo, store: Path, out: Path, messages: Any) -> None:
+    settings = TrainingConfig(steps=demo.critic_steps, seed=demo.seed)
+    _guarded("critic", messages, lambda show: train_critic(store, out, CriticConfig(), settings, show), settings)
+
+
+def _guarded(name: str, messages: Any, job: Any, settings: TrainingConfig) -> None:
+    """Run a training job in its process, telling the parent of its progress or its failure."""
+
+    def show(step: int, steps: int, row: Mapping[str, float]) -> None:
+        if step < steps:
+            messages.put((name, step, steps, f"loss {row.get('loss', row.get('q_loss')):.4f}"))
+
+    try:
+        job(show)
+        messages.put((name, settings.steps, settings.steps, ""))
+    except InputError as error:
+        messages.put((name, 0, 0, str(error)))

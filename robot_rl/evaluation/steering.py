@@ -1,0 +1,121 @@
+"""The question of this project: does steering help? The policy alone, steered by the critic, and steered by chance."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+
+import sim
+from data.errors import InputError
+from policies import ActionSpec, Policy, load_policy
+from policies.checkpoint import resolve_checkpoint
+from robot_rl.critic import load_critic
+from robot_rl.evaluation.evaluate import evaluate
+from robot_rl.evaluation.result import EvaluationResult
+from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig, steered_spec
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Builds one arm's policy from folders that `robot-rl train` wrote; picklable, so that workers can."""
+
+    kind: Literal["base", "steered", "random"]
+    policy: str
+    critic: str
+    steering: SteeringConfig
+
+    def __call__(self) -> Policy:
+        policy = load_policy(self.policy)
+        if self.kind == "base":
+            return policy
+        critic = load_critic(self.critic)
+        if self.kind == "random":
+            return RandomChoice(policy, critic, self.steering.num_samples)
+        return SteeredPolicy(policy, critic, self.steering)
+
+
+def make_arms(policy: Path | str, critic: Path | str, steering: SteeringConfig) -> dict[str, Callable[[], Policy]]:
+    """base, steered and random, all of which carry out as many actions of a chunk as the critic scores."""
+    kinds: tuple[Literal["base", "steered", "random"], ...] = ("base", "steered", "random")
+    return {kind: Arm(kind, str(policy), str(critic), steering) for kind in kinds}
+
+
+def evaluate_steering(
+    policy: Path | str,
+    critic: Path | str,
+    env: str,
+    episodes: int,
+    seed: int,
+    steering: SteeringConfig | None = None,
+    workers: int = 2,
+    journal: Path | None = None,
+    on_block: Callable[..., None] | None = None,
+) -> EvaluationResult:
+    """The policy alone, steered, and with a random choice among as many candidates, on the same seeds of each environment.
+
+    env: as for `environment_ids`. InputError when policy, critic and environment do not speak of the same actions.
+    """
+    steering = steering or SteeringConfig()
+    loaded_policy, loaded_critic = load_policy(policy), load_critic(critic)
+    spec = steered_spec(loaded_policy.action_spec, loaded_critic.action_spec)
+    env_ids = environment_ids(env)
+    for env_id in env_ids:
+        _check_environment(env_id, spec)
+    tabletop = all(env_id.startswith("Tabletop-") for env_id in env_ids)
+    return evaluate(
+        make_arms(policy, critic, steering),
+        env_ids,
+        episodes,
+        seed,
+        workers=workers,
+        execute=spec.chunk,
+        env_kwargs={"cameras": cameras_of(loaded_policy, loaded_critic)} if tabletop else {},
+        journal=journal,
+        provenance={"policy": checkpoint_digest(policy), "critic": checkpoint_digest(critic), "steering": asdict(steering)},
+        on_block=on_block,
+    )
+
+
+def environment_ids(env: str) -> tuple[str, ...]:
+    """`tabletop` -> all its tasks; otherwise Gymnasium ids or names of tabletop tasks, with commas between."""
+    names = tuple(sim.TASKS.values()) if env == "tabletop" else tuple(sim.TASKS.get(name, name) for name in env.split(","))
+    for name in names:
+        try:
+            gymnasium.spec(name)
+        except (gymnasium.error.Error, ModuleNotFoundError) as error:
+            known = ", ".join(("tabletop", *sim.TASKS.values()))
+            raise InputError(f"{name}: unknown environment ({error}); this project's are {known}") from error
+    return names
+
+
+def _check_environment(env_id: str, spec: ActionSpec) -> None:
+    """Refuse actions of another frame or rate than the environment states; one that states nothing is taken at its word."""
+    env = gymnasium.make(env_id, disable_env_checker=True)
+    metadata = env.unwrapped.metadata
+    env.close()
+    stated = {
+        "names": metadata.get("action_names"),
+        "frame": metadata.get("action_frame"),
+        "control_hz": metadata.get("control_hz"),
+    }
+    for field, value in stated.items():
+        if value is not None and value != getattr(spec, field):
+            raise InputError(
+                f"{env_id}: its action {field} is {value} but the policy's is {getattr(spec, field)}; use a policy trained for it"
+            )
+
+
+def checkpoint_digest(path: Path | str) -> str:
+    """What identifies a checkpoint's weights: the first 16 hex digits of their SHA-256."""
+    weights = resolve_checkpoint(path) / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+
+
+def cameras_of(*models: Any) -> tuple[str, ...]:
+    """The cameras that these policies and critics look at, without the `image_` prefix; environments render no others."""
+    return tuple(sorted({key.removeprefix("image_") for model in models for key in model.contract.images}))

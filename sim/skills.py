@@ -1,0 +1,183 @@
+"""What a demonstrator aims at next, computed afresh from the present physical state, so that it recovers from any disturbance.
+
+Each skill returns a waypoint for the tool. Nothing is remembered between steps: whether a block is held, lies at its goal, or
+slipped away is read off the simulator. An `Intent` says what the demonstrator has in mind, mistakes included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.arm import rpy_from_rotation
+from sim.scene import BLOCK_SIZE, BOWL_FLOOR, SYMMETRY, Scene
+from sim.tasks import Layout
+
+HOVER = 0.07  # how far above an object the tool travels, metres
+NEAR, NEAR_YAW = 0.011, 0.15  # metres and radians within which the tool counts as in place
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """Tool position [3] in metres, yaw in radians, gripper opening 0..1."""
+
+    position: np.ndarray
+    yaw: float
+    opening: float
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What the demonstrator means to do. The defaults are right; every other value is a mistake.
+
+    target: the object acted on. offset: where he believes the object is, relative to the truth, metres [2]. close_height: closes the
+    gripper this far above the object, and leaves it closed. goal_offset: where he believes the goal is, likewise [2].
+    release_distance: lets go this far from the goal, metres.
+    """
+
+    target: str
+    goal: str
+    offset: tuple[float, float] = (0.0, 0.0)
+    close_height: float = 0.0
+    goal_offset: tuple[float, float] = (0.0, 0.0)
+    release_distance: float = 0.0
+
+
+class View:
+    """The physical state that the skills look at, measured once a step."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.tool, self.rotation = scene.arm.tool_pose()
+        self.yaw = rpy_from_rotation(self.rotation)[2]
+        self.opening = scene.arm.opening()
+
+    def holds(self, name: str) -> bool:
+        return self.scene.fingers_on(name) == 2
+
+    def turned(self, yaw: float, symmetry: int) -> float:
+        """The equivalent of `yaw` nearest to the gripper's, for something that repeats `symmetry` times in a turn."""
+        period = 2 * math.pi / symmetry
+        return self.yaw + (yaw - self.yaw + period / 2) % period - period / 2
+
+    def above(self, position: np.ndarray, yaw: float, opening: float) -> Waypoint:
+        """Come down on `position` [3] through a funnel: over it first, then down as the horizontal and yaw errors shrink."""
+        error = math.hypot(*(position - self.tool)[:2])
+        climb = min(HOVER, max(0.0, 4 * (error - 0.008)) + 0.15 * max(0.0, abs(yaw - self.yaw) - 0.1))
+        x, y = position[:2]
+        if self.tool[2] < position[2] + 0.6 * HOVER and error > 0.05:  # low and far: climb before travelling
+            x, y = self.tool[:2] + 0.2 * (position - self.tool)[:2]
+        return Waypoint(np.array([x, y, position[2] + climb]), yaw, opening)
+
+    def arrived(self, waypoint: Waypoint, height: float) -> bool:
+        """Whether the tool is in place horizontally and in yaw, and no more than `height` too high."""
+        error = self.tool - waypoint.position
+        return math.hypot(*error[:2]) < NEAR and abs(self.yaw - waypoint.yaw) < NEAR_YAW and error[2] < height
+
+
+def grasp(view: View, intent: Intent) -> Waypoint:
+    """Close the gripper on the target, turned to its faces; reopen and climb after closing on nothing."""
+    name = intent.target
+    position = view.scene.position(name) + [*intent.offset, 0.0]
+    yaw = view.turned(view.scene.yaw(name), 2 if name == "drawer" else SYMMETRY[name])
+    if intent.close_height and (view.opening < 0.3 or view.arrived(Waypoint(position, yaw, 0.0), 0.012 + intent.close_height)):
+        return view.above(position + [0.0, 0.0, 0.03], yaw, 0.0)
+    if view.opening < 0.3 and not view.holds(name):
+        return Waypoint(np.array([*view.tool[:2], position[2] + HOVER]), yaw, 1.0)
+    down = Waypoint(position, yaw, 0.0)
+    if view.arrived(down, 0.012):
+        return Waypoint(np.array([*position[:2], max(position[2], view.tool[2] - 0.01)]), yaw, 0.0)
+    return view.above(position, yaw, 1.0)
+
+
+def touch(view: View, intent: Intent) -> Waypoint:
+    """Come down on top of the target with closed fingers."""
+    position = view.scene.position(intent.target) + [*intent.offset, 0.022 + intent.close_height]
+    return view.above(position, view.turned(view.scene.yaw(intent.target), 4), 0.0)
+
+
+def lift(view: View, intent: Intent) -> Waypoint:
+    if not view.holds(intent.target):
+        return grasp(view, intent)
+    height = view.scene.position(intent.target)[2]
+    dropped = intent.release_distance > 0 and height > 0.11 - 0.5 * intent.release_distance
+    return Waypoint(np.array([*view.tool[:2], 0.16]), view.yaw, 1.0 if dropped else 0.0)
+
+
+def place(view: View, intent: Intent, height: float, carry: float) -> Waypoint:
+    """Grasp the target, carry it `carry` above where its centre will lie (`height`) on the goal, lower it, let go, back off."""
+    scene, block = view.scene, view.scene.position(intent.target)
+    goal = scene.position(intent.goal)[:2] + intent.goal_offset
+    error = math.hypot(*(goal - block[:2]))
+    held = view.holds(intent.target)
+    if error < (0.012 if held else 0.03) and block[2] < height + 0.012:
+        up = 0.0 if view.opening < 0.9 else 0.05
+        return Waypoint(view.tool + [0.0, 0.0, up], view.yaw, 1.0)
+    if not held:
+        return grasp(view, intent)
+    opening = 1.0 if error < intent.release_distance else 0.0
+    move = goal - block[:2]
+    climb = min(carry, 3 * max(0.0, error - 0.01))
+    if block[2] < height + 0.6 * carry and error > 0.05:
+        move = 0.15 * move
+    target = np.array([*(view.tool[:2] + move), view.tool[2] + height + climb - block[2]])
+    return Waypoint(target, view.yaw, opening)
+
+
+def put_in_bowl(view: View, intent: Intent) -> Waypoint:
+    return place(view, intent, BOWL_FLOOR + BLOCK_SIZE / 2 + 0.012, 0.055)
+
+
+def stack(view: View, intent: Intent) -> Waypoint:
+    return place(view, intent, 1.5 * BLOCK_SIZE + 0.001, 0.03)
+
+
+def push(view: View, intent: Intent) -> Waypoint:
+    """Get behind the block with a half-open gripper turned across the way, and walk it to the goal with two points of contact."""
+    scene, block = view.scene, view.scene.position(intent.target)
+    way = scene.position(intent.goal)[:2] + intent.goal_offset - block[:2]
+    distance = math.hypot(*way)
+    along = way / max(distance, 1e-6)
+    across = np.array([-along[1], along[0]])
+    yaw = view.turned(math.atan2(along[1], along[0]), 2)
+    offset = view.tool[:2] - block[:2] - intent.offset
+    behind, aside = -float(offset @ along), float(offset @ across)
+    if distance < 0.012:
+        return Waypoint(np.array([*(view.tool[:2] - 0.03 * along), view.tool[2] + 0.02]), view.yaw, 0.35)
+    low = view.tool[2] < 0.04
+    if low and 0.015 < behind < 0.085 and abs(aside) < 0.014 and abs(yaw - view.yaw) < 0.25:
+        ahead = min(0.05, distance + max(0.0, behind - 0.033))
+        goal = view.tool[:2] + ahead * along - 0.8 * aside * across
+        return Waypoint(np.array([*goal, 0.02]), yaw, 0.35)
+    start = block[:2] + intent.offset - 0.06 * along
+    return view.above(np.array([*start, 0.02]), yaw, 0.35)
+
+
+def open_drawer(view: View, intent: Intent) -> Waypoint:
+    """Close on the handle and walk backwards along the drawer's slide."""
+    if not view.holds(intent.target):
+        return grasp(view, intent)
+    out = -view.scene.rotation("drawer")[:2, 0]
+    opened = view.scene.drawer_opening()
+    dropped = intent.release_distance > 0 and opened > 0.07 - 0.5 * intent.release_distance
+    handle = view.scene.position(intent.target)
+    goal = np.array([*(view.tool[:2] + 0.05 * out), handle[2] if intent.target == "drawer" else view.tool[2]])
+    return Waypoint(goal, view.yaw, 1.0 if dropped else 0.0)
+
+
+SKILLS: dict[str, Callable[[View, Intent], Waypoint]] = {
+    "reach": touch,
+    "push": push,
+    "lift": lift,
+    "bowl": put_in_bowl,
+    "stack": stack,
+    "drawer": open_drawer,
+}
+
+
+def intended(layout: Layout) -> Intent:
+    """The intent that does what was asked."""
+    return Intent(layout.target, layout.goal)
