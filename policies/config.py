@@ -1,4 +1,7 @@
-"""Settings of the networks here. Free of heavy imports, so that `--help` can show every default at once."""
+"""Settings of the networks here. Free of heavy imports, so that `--help` can show every default at once.
+
+The comments are what `--help` prints.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,25 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """inputs: observation keys to look at; none means what the data have: `state`, else `image_primary`, and `proprio`.
+    """How observations are encoded."""
 
-    image_encoder: small for a CPU, resnet34 as in V-GPS.
-    """
-
-    inputs: tuple[str, ...] = ()
-    image_encoder: ImageEncoderName = "resnet_small"
-    vector_features: int = 256
+    inputs: tuple[str, ...] = ()  # observation keys; none means what the data have: state, else image_primary, and proprio
+    image_encoder: ImageEncoderName = "resnet_small"  # small for a CPU; resnet34 is V-GPS's
+    vector_features: int = 256  # width of the branch for proprio and state
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """train_timesteps, inference_steps: length of the noising process, and DDIM steps at run time."""
+    """The diffusion policy."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    chunk: int = 4
+    chunk: int = 4  # actions predicted together, H
     hidden: int = 256
-    blocks: int = 3
-    train_timesteps: int = 100
-    inference_steps: int = 10
-    prediction: Literal["epsilon", "sample"] = "epsilon"
-    clip_sample: float = 1.5
+    blocks: int = 3  # residual blocks of the denoiser
+    train_timesteps: int = 100  # length of the noising process
+    inference_steps: int = 10  # DDIM steps at run time
+    prediction: Literal["epsilon", "sample"] = "epsilon"  # what the denoiser predicts
+    clip_sample: float = 1.5  # bound of a denoised action, in units of the data's range
 
 
 def config_from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""Settings of training. Free of heavy imports."""
+"""Settings of training. Free of heavy imports. The comments are what `--help` prints."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """steps: gradient steps in all. log_every, checkpoint_every: in steps. threads: of the CPU; more than one pays for cameras only."""
+    """The training loop."""
 
-    steps: int = 10_000
+    steps: int = 10_000  # gradient steps in all
     batch_size: int = 256
     seed: int = 0
-    log_every: int = 100
-    checkpoint_every: int = 2_000
-    threads: int = 1
+    log_every: int = 100  # steps
+    checkpoint_every: int = 2_000  # steps
+    threads: int = 1  # of the CPU; more than one pays for cameras only
 
 
 @dataclass(frozen=True)
 class CloningConfig:
-    """learning_rate: at the start of a cosine schedule. average: decay of the averaged weights that are kept."""
+    """Behaviour cloning."""
 
-    learning_rate: float = 1e-3
-    average: float = 0.999
+    learning_rate: float = 1e-3  # at the start of a cosine schedule
+    average: float = 0.999  # decay of the averaged weights, which are what is kept

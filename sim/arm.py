@@ -90,7 +90,7 @@ class Arm:
         self._client = client
         self.body = client.loadURDF(str(URDF), useFixedBase=True, flags=pybullet.URDF_MAINTAIN_LINK_ORDER)
         for finger in (LEFT_FINGER, RIGHT_FINGER):
-            client.changeDynamics(self.body, finger, lateralFriction=1.5, spinningFriction=0.01, frictionAnchor=True)
+            client.changeDynamics(self.body, finger, lateralFriction=1.5, frictionAnchor=True)
         gear = client.createConstraint(
             self.body, LEFT_FINGER, self.body, RIGHT_FINGER, pybullet.JOINT_GEAR, [0, 1, 0], [0, 0, 0], [0, 0, 0]
         )

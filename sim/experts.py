@@ -24,7 +24,7 @@ MISTAKES = {  # what can go wrong in a task
     "lift": ("wrong", "miss", "early close", "early release"),
     "bowl": ("wrong", "miss", "early close", "early release", "past", "aside"),
     "stack": ("wrong", "miss", "early close", "early release", "past", "aside"),
-    "drawer": ("wrong", "miss", "early close", "early release"),
+    "drawer": ("wrong", "miss", "early release"),
 }
 
 
@@ -65,7 +65,7 @@ class Expert:
         self._intent = intended(self._env.layout)
         self._detour: np.ndarray | None = None
         self._mood_left = int(rng.uniform(0.1, 0.3) * limit)
-        draw, mistake = rng.uniform(), 0.93 * sloppy**1.2
+        draw, mistake = rng.uniform(), 0.91 * sloppy**1.2
         if draw < mistake:
             self._intent = self._mistaken(self._intent)
             self._mood_left = int(rng.uniform(0.25, 0.6) * limit)
@@ -92,10 +92,9 @@ class Expert:
             if kind == "aside":
                 along = rng.choice([-1, 1]) * np.array([-along[1], along[0]])
             return replace(intent, goal_offset=tuple((-error if kind == "short" else error) * along))
-        # An open gripper spans a block, so only a small error ends in a near miss; closed fingers have to be further off.
+        # An open gripper spans a block, so a small error ends in a near miss; closed fingers and a wide handle need a larger one.
         angle, size = rng.uniform(-math.pi, math.pi), rng.uniform(0.03, 0.05)
-        if self._env.task.name in ("reach", "push", "drawer"):
-            size += 0.018
+        size += {"reach": 0.018, "push": 0.018, "drawer": 0.035}.get(self._env.task.name, 0.0)
         return replace(intent, offset=(size * math.cos(angle), size * math.sin(angle)))
 
     def _aim(self, view: View) -> Waypoint:

@@ -58,7 +58,7 @@ class Scene:
         self._client = client
         client.resetSimulation()
         client.setGravity(0, 0, -9.81)
-        client.setPhysicsEngineParameter(fixedTimeStep=0.2 / SUBSTEPS, numSolverIterations=30, deterministicOverlappingPairs=1)
+        client.setPhysicsEngineParameter(fixedTimeStep=0.2 / SUBSTEPS, numSolverIterations=24, deterministicOverlappingPairs=1)
         self._table = self._body(0, [((1.0, 1.3, 0.04), (0.42, 0, -0.02), "table")])
         self._body(0, [((30, 30, 0.02), (0, 0, -0.6), "floor")], collides=False)
         self.arm = Arm(client)
@@ -68,7 +68,7 @@ class Scene:
         if name in BLOCKS:
             half = BLOCK_SIZE / 2
             body = self._body(0.05, [((BLOCK_SIZE,) * 3, (0, 0, 0), name)], (pose.x, pose.y, half), pose.yaw)
-            self._client.changeDynamics(body, -1, lateralFriction=0.9, spinningFriction=0.005, rollingFriction=0.0002)
+            self._client.changeDynamics(body, -1, lateralFriction=0.9)
             return body
         if name == "bowl":
             return self._bowl(pose)
@@ -103,7 +103,7 @@ class Scene:
         return visual, collision
 
     def _bowl(self, pose: Pose) -> int:
-        """A tray of eight walls: concave, yet made of boxes, which collide and render cheaply."""
+        """Eight walls and a floor, concave yet made of boxes; too heavy to move, because its contacts with the table cost most."""
         radius, width = BOWL_RADIUS, 2 * BOWL_RADIUS * math.tan(math.pi / 8) + 0.006
         yaws = [i * math.pi / 4 for i in range(8)]
         walls = [
@@ -115,9 +115,7 @@ class Scene:
         plate = [((1.4 * radius, 1.4 * radius, BOWL_FLOOR), (0, 0, BOWL_FLOOR / 2), "bowl")]
         collision = self._shapes(walls + plate, yaws=[*yaws, 0.0])[1]
         turn = self._client.getQuaternionFromEuler([0, 0, pose.yaw])
-        body = self._client.createMultiBody(0.3, collision, visual, [pose.x, pose.y, 0], turn)
-        self._client.changeDynamics(body, -1, lateralFriction=0.9)
-        return body
+        return self._client.createMultiBody(0, collision, visual, [pose.x, pose.y, 0], turn)
 
     def _cabinet(self, pose: Pose) -> int:
         """A fixed cabinet whose drawer slides out towards the robot; the pose is the middle of the front's foot."""
@@ -155,12 +153,12 @@ class Scene:
         return body
 
     def settle(self) -> None:
-        """Let everything come to rest, then put the loose objects to sleep: until touched they cost no contact solving."""
+        """Let everything come to rest, then put the blocks to sleep: until touched they cost no contact solving."""
         for _ in range(SUBSTEPS):
             self._client.stepSimulation()
         sleep = pybullet.ACTIVATION_STATE_ENABLE_SLEEPING | pybullet.ACTIVATION_STATE_SLEEP
         for name, body in self.bodies.items():
-            if name in (*BLOCKS, "bowl"):
+            if name in BLOCKS:
                 self._client.changeDynamics(body, -1, activationState=sleep)
 
     # ---- questions about the physical state

@@ -139,7 +139,7 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         state = np.zeros((len(OBJECTS), len(SLOT)), np.float32)
         for slot, name in zip(state, OBJECTS, strict=True):
             if name in self.scene.bodies:
-                position = self.scene.position(name)
+                position = np.clip(self.scene.position(name), -1.0, 1.0)  # a block that fell off the table falls for long
                 angle = SYMMETRY[name] * (self.scene.yaw(name) - tool_yaw)
                 held = self.scene.fingers_on(name) / 2 if name in (*BLOCKS, "drawer") else 0.0
                 slot[:] = (1.0, *(position - tool), *position, math.sin(angle), math.cos(angle), held)

@@ -165,12 +165,11 @@ def _lifted(scene: Scene, layout: Layout) -> bool:
 
 
 def _in_bowl(scene: Scene, layout: Layout) -> bool:
-    """The block lies in the upright bowl, let go."""
+    """The block lies in the bowl, let go."""
     block, bowl = scene.position(layout.target), scene.position("bowl")
     within = math.hypot(*(block - bowl)[:2]) < BOWL_RADIUS - 0.01 and block[2] < bowl[2] + BOWL_HEIGHT + 0.01
-    upright = scene.rotation("bowl")[2, 2] > 0.95
     released = scene.fingers_on(layout.target) == 0 and scene.touching(layout.target, "bowl")
-    return within and upright and released and _at_rest(scene, layout.target)
+    return within and released and _at_rest(scene, layout.target)
 
 
 def _stacked(scene: Scene, layout: Layout) -> bool:

@@ -8,13 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class BenchSim:
-    """Control steps, camera frames and resets a second of the tabletop simulator, on one core.
+    """Control steps, camera frames and resets a second of the tabletop simulator, on one core."""
 
-    seconds: of each measurement. json: where to write the numbers.
-    """
-
-    seconds: float = 3.0
-    json: Path | None = None
+    seconds: float = 3.0  # of each measurement
+    json: Path | None = None  # where to write the numbers
 
     def run(self) -> None:
         from rich.console import Console

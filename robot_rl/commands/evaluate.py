@@ -10,20 +10,18 @@ from robot_rl.steering.config import SteeringConfig
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compare a policy with and without steering on the same episodes. Killed, the same command resumes from its journal.
+    """Compare a policy with and without steering on the same episodes.
 
-    policy, critic: folders that `robot-rl train` wrote. env: a Gymnasium id, or several with commas between, or `tabletop` for all
-    tasks of that suite. episodes: in each environment and for each arm. seed: of the first episode. workers: processes. json: where
-    to write per-episode outcomes, rates, intervals and paired tests.
+    With --json, a killed evaluation is resumed by the same command.
     """
 
-    policy: Path
-    critic: Path
-    env: str = "tabletop"
-    episodes: int = 100
-    seed: int = 1_000_000
-    workers: int = 2
-    json: Path | None = None
+    policy: Path  # folder that `robot-rl train policy` wrote
+    critic: Path  # folder that `robot-rl train critic` wrote
+    env: str = "tabletop"  # Gymnasium id, or several with commas between; `tabletop` is all tasks of that suite
+    episodes: int = 100  # in each environment and for each arm
+    seed: int = 1_000_000  # of the first episode; the following ones count up
+    workers: int = 2  # processes
+    json: Path | None = None  # where to write per-episode outcomes, rates, intervals and paired tests
     steering: SteeringConfig = field(default_factory=SteeringConfig)
 
     def run(self) -> None:

@@ -12,13 +12,10 @@ from robot_rl.critic.config import CriticConfig
 
 @dataclass(frozen=True)
 class TrainCritic:
-    """Train a Q-function. Killed at any moment, the same command resumes.
+    """Train a Q-function. Killed at any moment, the same command resumes."""
 
-    data: a store that `robot-rl data convert` wrote. out: the run's folder.
-    """
-
-    data: Path
-    out: Path
+    data: Path  # a store that `robot-rl data convert` wrote
+    out: Path  # the run's folder
     critic: CriticConfig = field(default_factory=CriticConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -32,13 +29,10 @@ class TrainCritic:
 
 @dataclass(frozen=True)
 class TrainPolicy:
-    """Train a diffusion policy by behaviour cloning. Killed at any moment, the same command resumes.
+    """Train a diffusion policy by behaviour cloning. Killed at any moment, the same command resumes."""
 
-    data: a store that `robot-rl data convert` wrote. out: the run's folder.
-    """
-
-    data: Path
-    out: Path
+    data: Path  # a store that `robot-rl data convert` wrote
+    out: Path  # the run's folder
     policy: DiffusionConfig = field(default_factory=DiffusionConfig)
     cloning: CloningConfig = field(default_factory=CloningConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

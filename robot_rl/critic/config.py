@@ -1,4 +1,4 @@
-"""Settings of a critic and its training. Free of heavy imports."""
+"""Settings of a critic and its training. Free of heavy imports. The comments are what `--help` prints."""
 
 from __future__ import annotations
 
@@ -12,28 +12,23 @@ Clamp = Literal["none", "policy", "all"]
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """Network and training settings; the defaults of the conservative part are V-GPS's.
+    """The critic. The defaults of the conservative part (cql, calql) are V-GPS's."""
 
-    chunk: actions scored together. expectile: IQL's. alpha, num_actions, temperature,
-    importance_sampling, max_target_backup, clamp: of the conservative penalty, see robot_rl.critic.losses. bins: of the HL-Gauss
-    head, over all values there are.
-    """
-
-    algorithm: Literal["iql", "cql", "calql"] = "iql"
+    algorithm: Literal["iql", "cql", "calql"] = "iql"  # iql is the quick choice on a CPU
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    chunk: int = 4
-    members: int = 4
+    chunk: int = 4  # actions scored together, H
+    members: int = 4  # of the ensemble, E
     hidden: int = 256
-    depth: int = 3
-    head: Literal["scalar", "hl_gauss"] = "scalar"
-    bins: int = 101
-    tau: float = 0.005
+    depth: int = 3  # hidden layers of each member
+    head: Literal["scalar", "hl_gauss"] = "scalar"  # hl_gauss: values as a categorical distribution
+    bins: int = 101  # of the hl_gauss head, from -1 forever to 0
+    tau: float = 0.005  # of the target network's moving average
     learning_rate: float = 3e-4
-    expectile: float = 0.8
-    actor_learning_rate: float = 1e-4
-    alpha: float = 5.0
-    num_actions: int = 4
-    temperature: float = 1.0
-    importance_sampling: bool = True
-    max_target_backup: bool = True
-    clamp: Clamp = "policy"
+    expectile: float = 0.8  # iql
+    actor_learning_rate: float = 1e-4  # cql, calql: of the actor that proposes actions
+    alpha: float = 5.0  # cql, calql: weight of the conservative penalty
+    num_actions: int = 4  # cql, calql: drawn from each of uniform, pi(s) and pi(s')
+    temperature: float = 1.0  # cql, calql: of the soft maximum
+    importance_sampling: bool = True  # cql, calql: subtract each drawn action's log-density
+    max_target_backup: bool = True  # cql, calql: back up the best of the next actions
+    clamp: Clamp = "policy"  # calql: which drawn actions are held above the Monte-Carlo return

@@ -56,7 +56,7 @@ def interval_bar(value: float, interval: Interval, colour: str) -> str:
 def forest(rows: Sequence[tuple[str, Sequence[Estimate]]], unit: str) -> str:
     """Labelled rows of estimates on one common axis with a line at zero; the arms of a row lie under each other."""
     ends = [end for _, estimates in rows for e in estimates for end in e.interval]
-    ticks = _ticks(min(0.0, *ends), max(0.0, *ends))
+    ticks = _ticks(min(0.0, *ends), max(0.0, *ends), 7)
     low, high = min(ticks[0], *ends), max(ticks[-1], *ends)
 
     def at(value: float) -> str:
@@ -110,7 +110,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str) -> str:
     y_low, y_high = min(y_ticks[0], values.min()), max(y_ticks[-1], values.max())
     xs = np.concatenate([x for _, x, _ in drawn])
     x_low, x_high = float(xs.min()), float(max(xs.max(), xs.min() + 1e-9))
-    x_ticks = [t for t in _ticks(x_low, x_high, 4) if x_low <= t <= x_high]
+    x_ticks = [t for t in _ticks(x_low, x_high) if x_low <= t <= x_high]
 
     def x_at(x: float) -> float:
         return 100 * (x - x_low) / (x_high - x_low)
@@ -175,7 +175,7 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     extent = high - low if high > low else abs(high) or 1.0
     raw = extent / (count - 1)
     magnitude = 10 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.95)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 

@@ -35,7 +35,7 @@ class Journal:
             raise
 
     def append(self, record: Mapping[str, Any]) -> None:
-        data = (json.dumps(record, allow_nan=False) + "\n").encode()
+        data = (json.dumps(record) + "\n").encode()
         written = os.write(self._file, data)
         if written != len(data):
             raise OSError(f"{self.path}: only {written} of {len(data)} bytes written; is the disk full?")

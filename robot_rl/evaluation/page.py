@@ -26,7 +26,9 @@ p { margin:0 0 12px; max-width:72ch } .lead { font-size:17px } .soft,.note { col
 table { border-collapse:collapse; width:100%; font-size:15px; margin-top:10px }
 th { text-align:left; font-weight:600; font-size:14px; color:var(--soft); border-bottom:1px solid var(--line); padding:6px 14px 6px 0 }
 td { border-bottom:1px solid var(--line); padding:9px 14px 9px 0; vertical-align:top }
-td .interval { color:var(--soft); font-size:13px; white-space:nowrap } td.rate { min-width:120px } td.task { font-weight:600 }
+td .interval { color:var(--soft); font-size:13px; white-space:nowrap } td.rate { min-width:120px }
+td.task { font-weight:600; white-space:nowrap }
+td.gain .interval { display:block }
 tr.total td { font-weight:600; border-bottom:0; border-top:2px solid var(--zero) } tr.total .interval { font-weight:400 }
 .forest { display:grid; grid-template-columns:minmax(90px,auto) minmax(120px,1fr) auto; column-gap:16px; align-items:center;
   margin-top:12px; font-size:14px }
@@ -34,7 +36,7 @@ tr.total td { font-weight:600; border-bottom:0; border-top:2px solid var(--zero)
 .forest .total { font-weight:650 } .ticks { position:relative; height:18px; font-size:12px; color:var(--soft) }
 .ticks span { position:absolute; transform:translateX(-50%); white-space:nowrap } .unit { font-size:12px; color:var(--soft) }
 .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(280px,1fr)); gap:20px 28px; margin-top:8px }
-.chart { margin:0; min-width:0 } .chart figcaption { font-size:14px; margin-bottom:6px; display:flex; flex-wrap:wrap; gap:2px 14px;
+.chart { margin:0; min-width:0 } .chart figcaption { font-size:14px; margin-bottom:12px; display:flex; flex-wrap:wrap; gap:2px 14px;
   align-items:baseline } .chart b { font-weight:600 } .chart em { font-style:normal; font-size:12px; color:var(--soft) }
 .key i { display:inline-block; width:14px; height:3px; border-radius:2px; margin-right:6px; vertical-align:middle }
 .plot { display:grid; grid-template-columns:44px 1fr; grid-template-rows:150px 18px auto }
@@ -58,10 +60,10 @@ pre { background:var(--code); border-radius:8px; padding:12px 14px; overflow-x:a
   .card { padding:11px 13px } .card.main { padding:10px 12px } .card .big { font-size:27px }
   thead { display:none }
   tr { display:grid; grid-template-columns:1fr 1fr; gap:2px 18px; padding:12px 0; border-bottom:1px solid var(--line) }
-  td { border:0; padding:3px 0 } td.task { grid-column:1/-1 } td[data-name]::before { content:attr(data-name) " "; color:var(--soft);
+  td { border:0; padding:3px 0 } td.gain .interval { display:inline } td.task { grid-column:1/-1 } td[data-name]::before { content:attr(data-name) " "; color:var(--soft);
   font-size:13px; font-weight:400 } tr.total td { border:0 } tr.total { border-top:2px solid var(--zero) }
   .forest { grid-template-columns:1fr auto; column-gap:10px } .forest .name { grid-column:1/-1; font-weight:600; margin-top:6px }
-  .forest > .name + .track + .text + div:empty { display:none } dl { grid-template-columns:1fr; gap:0 } dd { margin-bottom:8px }
+  dl { grid-template-columns:1fr; gap:0 } dd { margin-bottom:8px }
   .pair .two { gap:8px } }
 """
 

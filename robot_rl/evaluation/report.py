@@ -16,7 +16,7 @@ import numpy as np
 from data.errors import InputError
 from robot_rl.evaluation.figures import Estimate, Series, forest, interval_bar, line_chart, metric_charts
 from robot_rl.evaluation.page import page
-from robot_rl.evaluation.result import BASE, p_value, percent, points, span
+from robot_rl.evaluation.result import BASE, p_value, percent, percent_span, points, points_span
 from robot_rl.evaluation.rollout import EpisodeOutcome
 from robot_rl.evaluation.video import encode_mp4
 
@@ -87,7 +87,8 @@ def _header(data: ReportData) -> str:
         cards.append(
             f'<div class="card"><div class="what">{escape(arm)} succeeds</div><div class="big">{percent(rate["success_rate"])}</div>'
             f"{interval_bar(rate['success_rate'], tuple(rate['interval']), _colour(arm))}"
-            f'<div class="more">{rate["successes"]} of {rate["episodes"]} episodes, {span(rate["interval"], percent)}%</div></div>'
+            f'<div class="more">{rate["successes"]} of {rate["episodes"]} episodes<br>'
+            f"{percent(result['confidence'])} interval {percent_span(rate['interval'])}</div></div>"
         )
     for arm in _challengers(result)[:1]:
         difference, interval = _gain(result, arm, result)
@@ -95,8 +96,8 @@ def _header(data: ReportData) -> str:
         low, high = relative["mean_relative_gain_interval"]
         cards.append(
             f'<div class="card main"><div class="what">{escape(arm)} gains, in points</div>'
-            f'<div class="big">{points(difference)}</div><div class="more">{span(interval, points)}, '
-            f"p {_p(result[f'{arm}_vs_base']['mcnemar_p'])}<br>relative gain {points(relative['mean_relative_gain'])}% "
+            f'<div class="big">{points(difference)}</div><div class="more">{points_span(interval)}, '
+            f"p {_p(result[f'{arm}_vs_base']['mcnemar_p'])}<br>relative {points(relative['mean_relative_gain'])}% "
             f"({points(low)} to {points(high)}%)</div></div>"
         )
     return (
@@ -148,14 +149,14 @@ def _row(name: str, scope: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     for arm, rate in scope["arms"].items():
         cells.append(
             f'<td class="rate" data-name="{escape(arm)}">{percent(rate["success_rate"])} '
-            f'<span class="interval">{span(rate["interval"], percent)}</span>'
+            f'<span class="interval">{percent_span(rate["interval"])}</span>'
             f"{interval_bar(rate['success_rate'], tuple(rate['interval']), _colour(arm))}</td>"
         )
     for arm in _challengers(result):
         difference, interval = _gain(scope, arm, result)
         cells.append(
-            f'<td data-name="{escape(arm)} \N{MINUS SIGN} base">{points(difference)} '
-            f'<span class="interval">{span(interval, points)}</span></td>'
+            f'<td data-name="{escape(arm)} \N{MINUS SIGN} base" class="gain">{points(difference)} '
+            f'<span class="interval">{points_span(interval)}</span></td>'
             f'<td data-name="p">{escape(p_value(scope[f"{arm}_vs_base"]["mcnemar_p"]))}</td>'
         )
     return f"<tr{' class=total' if scope is result else ''}>{''.join(cells)}</tr>"
@@ -173,7 +174,7 @@ def _forest(data: ReportData) -> str:
         estimates = []
         for arm in challengers:
             difference, interval = _gain(scope, arm, result)
-            label = f"{arm} {points(difference)} ({span(interval, points)})"
+            label = f"{arm} {points(difference)} ({points_span(interval)})"
             estimates.append(Estimate(label, difference, interval, _colour(arm), summary=scope is result))
         rows.append((name, estimates))
     return (

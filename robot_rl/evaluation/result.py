@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -152,9 +152,14 @@ def points(difference: float) -> str:
     return f"{rounded:+d}".replace("-", "\N{MINUS SIGN}") if rounded else "0"
 
 
-def span(interval: Sequence[float], form: Callable[[float], str]) -> str:
-    low, high = (form(value).rstrip("%") for value in interval)
-    return f"{low} to {high}"
+def percent_span(interval: Sequence[float]) -> str:
+    """(0.41, 0.61) -> "41-61%", with an en dash."""
+    return "\N{EN DASH}".join(f"{100 * value:.0f}" for value in interval) + "%"
+
+
+def points_span(interval: Sequence[float]) -> str:
+    """(-0.02, 0.25) -> "-2 to +25"; a dash between signed numbers would be read as a sign."""
+    return " to ".join(points(value) for value in interval)
 
 
 def p_value(p: float) -> str:
@@ -162,33 +167,41 @@ def p_value(p: float) -> str:
 
 
 def results_table(result: Mapping[str, Any]) -> Table:
-    """The JSON of a result as a rich table: a row a task, and all of them together (each has equally many episodes)."""
+    """The JSON of a result as a rich table: a row a task, and all of them together (each has equally many episodes).
+
+    Each number stands above its interval; six tasks and three arms fit 80 columns.
+    """
+    from rich import box
     from rich.table import Table
 
     challengers = _challengers(result["arms"])
-    table = Table(caption="success % (95% interval); difference in points, paired by seed; p: exact McNemar")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,  # the box's dividers are spaces
+        caption=f"{percent(result['confidence'])} intervals below; differences in points, paired by seed; p: exact McNemar",
+    )
     table.add_column("task", no_wrap=True)
     for arm in result["arms"]:
-        table.add_column(arm, justify="right")
+        table.add_column(arm, justify="right", no_wrap=True)
     for arm in challengers:
-        table.add_column(f"{arm} \N{MINUS SIGN} base", justify="right")
-        table.add_column("p", justify="right")
+        table.add_column(f"{arm}\n\N{MINUS SIGN} base", justify="right", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
     for env_id, task in result["tasks"].items():
-        rates = [f"{percent(a['success_rate'])} ({span(a['interval'], percent)})" for a in task["arms"].values()]
-        table.add_row(env_id, *rates, *(cell for arm in challengers for cell in _difference_cells(task[f"{arm}_vs_base"])))
+        gains = [(task[f"{arm}_vs_base"]["difference"], task[f"{arm}_vs_base"]["difference_interval"]) for arm in challengers]
+        table.add_row(*_table_row(env_id, task, challengers, gains))
     if len(result["tasks"]) > 1:
-        cells = [f"{percent(a['success_rate'])} ({span(a['interval'], percent)})" for a in result["arms"].values()]
-        for arm in challengers:
-            gains = result["aggregate"][f"{arm}_vs_base"]
-            cells += [
-                f"{points(gains['mean_difference'])} ({span(gains['mean_difference_interval'], points)})",
-                p_value(result[f"{arm}_vs_base"]["mcnemar_p"]),
-            ]
+        means = [result["aggregate"][f"{arm}_vs_base"] for arm in challengers]
+        gains = [(mean["mean_difference"], mean["mean_difference_interval"]) for mean in means]
         table.add_section()
-        table.add_row("all tasks", *cells, style="bold")
+        table.add_row(*_table_row("all tasks", result, challengers, gains), style="bold")
     return table
 
 
-def _difference_cells(comparison: Mapping[str, Any]) -> tuple[str, str]:
-    interval = span(comparison["difference_interval"], points)
-    return f"{points(comparison['difference'])} ({interval})", p_value(comparison["mcnemar_p"])
+def _table_row(
+    name: str, scope: Mapping[str, Any], challengers: Sequence[str], gains: Sequence[tuple[float, Sequence[float]]]
+) -> list[str]:
+    cells = [name]
+    cells += [f"{percent(rate['success_rate'])}\n[dim]{percent_span(rate['interval'])}[/]" for rate in scope["arms"].values()]
+    for arm, (difference, interval) in zip(challengers, gains, strict=True):
+        cells += [f"{points(difference)}\n[dim]{points_span(interval)}[/]", p_value(scope[f"{arm}_vs_base"]["mcnemar_p"])]
+    return cells

@@ -1,4 +1,4 @@
-"""Settings of steering. Free of heavy imports."""
+"""Settings of steering. Free of heavy imports. The comments are what `--help` prints."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SteeringConfig:
-    """How candidates are ranked and improved.
+    """How candidates are ranked and improved. Ascent is off by default, because unguarded it harms."""
 
-    num_samples: K. aggregate: over ensemble members; `min` as in V-GPS, `mean` as in PA-RL. temperature: 0 acts on the best,
-    otherwise on a draw from softmax(Q / temperature). ascent_steps: 0 is off, the default, because unguarded ascent harms. keep:
-    candidates that are ascended. step_size: in the critic's units (data in [-1, 1]), times the gradient as in the paper, or with
-    normalized_step the largest move of one step. trust_region: the farthest an entry may move from where it was sampled.
-    """
-
-    num_samples: int = 32
-    aggregate: Literal["min", "mean"] = "min"
-    temperature: float = 0.0
-    ascent_steps: int = 0
-    keep: int = 8
-    step_size: float = 3e-4
-    normalized_step: bool = False
-    trust_region: float = 0.05
+    num_samples: int = 32  # candidates a decision, K
+    aggregate: Literal["min", "mean"] = "min"  # over ensemble members: min as in V-GPS, mean as in PA-RL
+    temperature: float = 0.0  # 0 acts on the best candidate, more on a draw from softmax(Q / temperature)
+    ascent_steps: int = 0  # of gradient ascent on the kept candidates
+    keep: int = 8  # candidates that are ascended
+    step_size: float = 3e-4  # of the ascent, in the critic's units (the data fill [-1, 1])
+    normalized_step: bool = False  # scale the gradient so that step_size is the largest move, instead of PA-RL's plain step
+    trust_region: float = 0.05  # the farthest an entry may move from where it was sampled, in the critic's units

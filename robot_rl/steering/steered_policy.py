@@ -118,6 +118,6 @@ def steered_spec(policy: ActionSpec, critic: ActionSpec) -> ActionSpec:
     if policy.chunk < critic.chunk:
         raise InputError(
             f"the policy proposes chunks of {policy.chunk} actions but the critic scores {critic.chunk}; "
-            f"train the critic with --critic.chunk {policy.chunk} or less"
+            f"train the critic with --chunk {policy.chunk} or less"
         )
     return replace(policy, chunk=critic.chunk)

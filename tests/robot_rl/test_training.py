@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,14 @@ def weights(run: Path) -> bytes:
 def test_a_critic_that_stopped_resumes_to_the_same_bits(store, tmp_path, name):
     whole = train_critic(store.path, tmp_path / "whole", CRITICS[name], SMALL)
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(step: int, steps: int, row: object) -> None:
         if step == 8:
-            raise Stopped
+            raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train_critic(store.path, tmp_path / "parts", CRITICS[name], SMALL, stop)
     resumed = train_critic(store.path, tmp_path / "parts", CRITICS[name], SMALL)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
@@ -96,7 +97,8 @@ def test_critics_learn_what_succeeds(store, tmp_path):
 
     from robot_rl.critic import load_critic
 
-    train_critic(store.path, tmp_path / "run", CRITICS["iql"], TrainingConfig(steps=600, batch_size=64))
+    config = replace(CRITICS["iql"], tau=0.05, learning_rate=3e-3)
+    train_critic(store.path, tmp_path / "run", config, TrainingConfig(steps=800, batch_size=64))
     critic = load_critic(tmp_path / "run")
     observations = {
         "state": np.zeros((2, 4), np.float32),

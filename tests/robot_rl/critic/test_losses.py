@@ -68,12 +68,11 @@ def test_without_max_backup_the_first_next_action_counts():
 
 def test_clamping_all_also_lifts_the_random_actions():
     low = torch.full((1, 1, 2), -9.0)
-    arguments = dict(
-        log_prob_current=torch.zeros(1, 2), log_prob_next=torch.zeros(1, 2), action_dim=1, mc_return=torch.tensor([0.0])
-    )
+    arguments = {"action_dim": 1, "mc_return": torch.tensor([0.0]), "importance_sampling": False}
+    arguments |= {"log_prob_current": torch.zeros(1, 2), "log_prob_next": torch.zeros(1, 2)}
     data = torch.zeros(1, 1)
-    policy_only = conservative_penalty(data, low, low, low, clamp="policy", importance_sampling=False, **arguments)
-    everything = conservative_penalty(data, low, low, low, clamp="all", importance_sampling=False, **arguments)
+    policy_only = conservative_penalty(data, low, low, low, clamp="policy", **arguments)
+    everything = conservative_penalty(data, low, low, low, clamp="all", **arguments)
     assert everything.item() == pytest.approx(0, abs=1e-6)
     assert policy_only < everything
 

@@ -1,0 +1,118 @@
+"""What every dataset promises, whoever wrote it: RLDS folders read as Episodes, and the stores converted from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import ChunkSampler, Episode, Store, compute_statistics, open_rlds
+from data.episode import check_action
+from data.inspect import inspect
+from data.rewards import label
+
+
+@pytest.fixture(params=["bridge", "written"])
+def member(request: pytest.FixtureRequest) -> tuple[Path, Store]:
+    """An RLDS folder and the store converted from it."""
+    store = {"bridge": "bridge_store", "written": "made_store"}[request.param]
+    return request.getfixturevalue(request.param), request.getfixturevalue(store)
+
+
+@pytest.fixture
+def read(member: tuple[Path, Store]) -> list[Episode]:
+    return list(open_rlds(member[0]).read(None, True))
+
+
+def test_episodes_are_valid(member: tuple[Path, Store], read: list[Episode]) -> None:
+    source = open_rlds(member[0])
+    check_action(source.action, "test")
+    assert len(read) == source.length
+    for episode in read:
+        episode.validate()
+        assert episode.actions.dtype == np.float32
+        assert episode.actions.shape[1] == len(source.action["names"])
+        assert episode.instruction
+        assert "image_primary" in episode.observations
+        for key, value in episode.observations.items():
+            assert value.dtype == (np.uint8 if key.startswith("image_") else np.float32)
+            assert len(value) == len(episode) + 1
+        gripper = episode.actions[:, -1]
+        assert set(np.unique(gripper)) <= {0.0, 1.0}
+
+
+def test_without_images_everything_else_is_the_same(member: tuple[Path, Store], read: list[Episode]) -> None:
+    for blind, episode in zip(open_rlds(member[0]).read(None, False), read, strict=True):
+        assert set(blind.observations) == {key for key in episode.observations if not key.startswith("image_")}
+        np.testing.assert_array_equal(blind.actions, episode.actions)
+
+
+def test_store_holds_the_episodes(member: tuple[Path, Store], read: list[Episode]) -> None:
+    store = member[1]
+    lengths = np.array([len(episode) for episode in read])
+    np.testing.assert_array_equal(store.episode_ends, np.cumsum(lengths + 1))
+    counts = {"episodes": len(read), "steps": int(lengths.sum()) + len(read), "transitions": int(lengths.sum()), "skipped": 0}
+    assert store.counts == counts
+    start = 0
+    for number, (episode, end) in enumerate(zip(read, store.episode_ends, strict=True)):
+        rows = np.arange(start, end)
+        for key, value in episode.observations.items():
+            np.testing.assert_array_equal(store.gather(key, rows), value)
+        np.testing.assert_array_equal(store.gather("action", rows), np.concatenate([episode.actions, episode.actions[-1:]]))
+        for key, value in zip(("reward", "mask", "mc_return"), label(len(episode), episode.success, 3, 0.98), strict=True):
+            np.testing.assert_array_equal(store.gather(key, rows), np.append(value, 0))
+        index = store.gather("instruction_index", rows)
+        assert [store.instructions[i] for i in index] == [episode.instruction] * len(rows)
+        assert store.success[number] == {True: 1, False: 0, None: -1}[episode.success]
+        start = end
+
+
+def test_statistics_are_those_of_the_transitions(member: tuple[Path, Store], read: list[Episode]) -> None:
+    store = member[1]
+    assert store.statistics["action"] == compute_statistics(np.concatenate([episode.actions for episode in read]))
+    for key in store.statistics:
+        if key != "action":
+            values = np.concatenate([episode.observations[key][:-1] for episode in read])
+            assert store.statistics[key] == compute_statistics(values)
+
+
+def test_inspect_agrees_on_the_dataset_and_its_store(member: tuple[Path, Store]) -> None:
+    rlds, store = inspect(member[0]), inspect(member[1].path)
+    for report in (rlds, store):
+        for key in ("format", "path", "name"):
+            report.pop(key)
+    assert rlds == store
+
+
+def test_language_table_covers_every_instruction(member: tuple[Path, Store]) -> None:
+    store = member[1]
+    embeddings = store.language.encode(store.instructions)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_sampler_draws_from_it(member: tuple[Path, Store]) -> None:
+    store = member[1]
+    batch = ChunkSampler(store, 4).batch(np.random.default_rng(0), 64)
+    assert batch["actions"].shape == (64, 4, len(store.action["names"]))
+    for part in ("observations", "next_observations"):
+        assert batch[part]["image_primary"].shape == (64, *store.shape("image_primary"))
+        assert batch[part]["instruction_embedding"].shape == (64, store.language.dim)
+    assert ((batch["discount"] >= 0) & (batch["discount"] < 1)).all()
+
+
+def test_bridge_figures(bridge: Path) -> None:
+    for split in ("train", "val"):
+        report = inspect(bridge, split)
+        assert (report["episodes"], report["steps"], report["transitions"]) == (25, 250, 225)
+        assert report["instructions"] == {
+            "put carrot on plate": 8,
+            "put cup from counter or drying rack into sink": 6,
+            "turn lever vertical to front": 6,
+            "flip pot upright which is in sink": 5,
+        }
+        # All of has_image_k are False in this slice; image_3 is black.
+        assert report["cameras"] == {f"image_{name}": [64, 64] for name in ("primary", "secondary", "tertiary")}
+        np.testing.assert_allclose(report["statistics"]["mean"][:3], [0.00159512, -0.00105687, -0.00456975], atol=1e-7)
+        assert report["success"] == {"true": 0, "false": 0, "unlabelled": 25}

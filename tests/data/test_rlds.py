@@ -1,0 +1,219 @@
+"""Damaged and unusual RLDS folders: one line that names the file, the record and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import InputError, open_rlds
+from data.features import Feature, decode, parse_features
+from data.rlds import RldsDataset
+from data.tfrecord import build_example, parse_example, read_records, write_record
+
+
+@pytest.fixture
+def copy(tmp_path: Path, written: Path) -> Path:
+    """A copy of the written dataset's version folder, to be damaged."""
+    shutil.copytree(written / "1.0.0", tmp_path / "1.0.0")
+    return tmp_path / "1.0.0"
+
+
+def shard(folder: Path) -> Path:
+    return next(folder.glob("*.tfrecord*"))
+
+
+def record_starts(file: Path) -> list[int]:
+    data, starts = file.read_bytes(), [0]
+    while starts[-1] < len(data):
+        starts.append(starts[-1] + 16 + struct.unpack_from("<Q", data, starts[-1])[0])
+    return starts
+
+
+def damage(file: Path, offset: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 0xFF
+    file.write_bytes(data)
+
+
+def read_all(folder: Path, split: str = "train") -> int:
+    return len(list(open_rlds(folder, split).read(None, False)))
+
+
+def fails(action: Callable[[], object], *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        action()
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_corrupt_record_is_named_and_can_be_skipped(copy: Path) -> None:
+    damage(shard(copy), record_starts(shard(copy))[3] + 40)
+    fails(lambda: read_all(copy), shard(copy).name, "record 3 is corrupt", "--skip-bad")
+    skipped: list[InputError] = []
+    episodes = list(open_rlds(copy).read(skipped.append, False))
+    assert len(episodes) == 11
+    assert [str(error) for error in skipped] == [
+        f"{shard(copy)}: record 3 is corrupt (its checksum is wrong); copy the file again, or skip it with --skip-bad"
+    ]
+    assert episodes[3].source == f"made_dataset train #4 ({shard(copy).name} record 4)"
+
+
+def test_damaged_length_ends_the_file(copy: Path) -> None:
+    damage(shard(copy), record_starts(shard(copy))[5])
+    fails(lambda: read_all(copy), "record 5 has a damaged length")
+    skipped: list[InputError] = []
+    assert len(list(open_rlds(copy).read(skipped.append, False))) == 5
+    assert len(skipped) == 2
+    assert "5 readable records, dataset_info.json says 12" in str(skipped[1])
+
+
+@pytest.mark.parametrize("rest", [5, 200])
+def test_truncated_inside_a_record(copy: Path, rest: int) -> None:
+    start = record_starts(shard(copy))[4]
+    shard(copy).write_bytes(shard(copy).read_bytes()[: start + rest])
+    fails(lambda: read_all(copy), shard(copy).name, "record 4 is truncated")
+
+
+def test_truncated_between_records(copy: Path) -> None:
+    shard(copy).write_bytes(shard(copy).read_bytes()[: record_starts(shard(copy))[4]])
+    fails(lambda: read_all(copy), shard(copy).name, "4 readable records, dataset_info.json says 12")
+
+
+def test_a_record_that_is_no_example(copy: Path) -> None:
+    with shard(copy).open("r+b") as file:
+        write_record(file, b"\xff" * 50)
+    fails(lambda: read_all(copy), "#0", "not a tf.train.Example")
+
+
+def test_folders_that_are_no_dataset(tmp_path: Path, copy: Path) -> None:
+    fails(lambda: open_rlds(tmp_path / "nowhere"), "nowhere: no such folder")
+    (tmp_path / "empty").mkdir()
+    fails(lambda: open_rlds(tmp_path / "empty"), "empty: no dataset_info.json")
+    fails(lambda: open_rlds(copy, "test"), "no split 'test'; it has 'train'")
+    shutil.copytree(copy, tmp_path / "1.1.0")
+    fails(lambda: open_rlds(tmp_path), "has versions 1.0.0, 1.1.0; give one")
+    shutil.rmtree(tmp_path / "1.1.0")
+    assert read_all(tmp_path) == 12
+    shard(copy).unlink()
+    fails(lambda: open_rlds(copy), "missing, though dataset_info.json lists it")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("features.json", "{", "features.json: not valid JSON"),
+        ("features.json", "[]", "holds a list, expected a JSON object"),
+        ("features.json", '{"featuresDict": {"features": {}}}', "no `steps` feature"),
+        ("features.json", '{"featuresDict": 3}', "not a TFDS feature description"),
+        ("dataset_info.json", "{}", "not a TFDS dataset_info"),
+        ("dataset_info.json", '{"name": "x", "fileFormat": "array_record", "splits": []}', "are array_record, only tfrecord"),
+        ("dataset_info.json", '{"name": "x", "splits": [{"name": "train", "shardLengths": ["0"]}]}', "lists it"),
+        ("dataset_info.json", '{"name": "x", "splits": [{"name": "train", "shardLengths": []}]}', "has no episodes"),
+    ],
+)
+def test_bad_descriptions(copy: Path, name: str, content: str, message: str) -> None:
+    (copy / name).write_text(content)
+    fails(lambda: open_rlds(copy), message)
+
+
+def test_shape_that_does_not_fit_the_record(copy: Path) -> None:
+    text = (copy / "features.json").read_text()
+    tree = json.loads(text)
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    steps["action"]["tensor"]["shape"]["dimensions"] = ["8"]
+    (copy / "features.json").write_text(json.dumps(tree))
+    fails(lambda: read_all(copy), "#0", "action has")
+
+
+def test_nan_names_the_step(copy: Path, written: Path) -> None:
+    index, data = next(read_records(shard(written / "1.0.0")))
+    assert index == 0
+    values = parse_example(data, "test")
+    features = parse_features(json.loads((copy / "features.json").read_text()), "test")
+    arrays = {}
+    for key, value in values.items():
+        kind = features[key].kind
+        arrays[key] = np.array(value, features[key].dtype) if kind == "tensor" else list(value)
+    arrays["steps/action"][6] = np.nan
+    info = json.loads((copy / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["1"]
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    with shard(copy).open("wb") as file:
+        write_record(file, build_example(arrays))
+    fails(lambda: read_all(copy), "train #0", "action is not finite at step 1")
+
+
+def test_unsupported_features_are_refused_only_when_asked_for(copy: Path) -> None:
+    tree = {
+        "featuresDict": {
+            "features": {
+                "steps": {
+                    "sequence": {
+                        "feature": {
+                            "featuresDict": {
+                                "features": {
+                                    "ragged": {"sequence": {"feature": {"tensor": {"dtype": "float32"}}, "length": "-1"}},
+                                    "fixed": {"sequence": {"feature": {"tensor": {"dtype": "float32"}}, "length": "2"}},
+                                    "zipped": {"tensor": {"dtype": "uint8", "encoding": "zlib", "shape": {}}},
+                                    "half": {"tensor": {"dtype": "bfloat16", "shape": {}}},
+                                    "depth": {"image": {"dtype": "uint16", "shape": {"dimensions": ["4", "4", "1"]}}},
+                                    "film": {"pythonClassName": "a.b.Video", "video": {}},
+                                    "label": {"classLabel": {}},
+                                }
+                            }
+                        },
+                        "length": "-1",
+                    }
+                }
+            }
+        }
+    }
+    features = parse_features(tree, "test")
+    np.testing.assert_array_equal(decode(features["steps/fixed"], [1, 2, 3, 4], "test"), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(decode(features["steps/label"], [1, 2], "test"), [1, 2])
+    expected = {
+        "ragged": "a tensor of variable shape [-1]",
+        "zipped": "a tensor in encoding 'zlib'",
+        "half": "a tensor of bfloat16",
+        "depth": "an image of uint16 [4, 4, 1], not one RGB uint8",
+        "film": "a Video feature",
+    }
+    for name, reason in expected.items():
+        fails(lambda name=name: decode(features[f"steps/{name}"], [], "test"), f"steps/{name} is {reason}")
+
+
+def test_undecodable_image() -> None:
+    fails(lambda: decode(Feature("steps/image", "image"), [b"no image"], "here"), "here: steps/image: the image of step 0")
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8),
+        st.one_of(
+            st.lists(st.binary(max_size=20), max_size=5),
+            st.lists(st.floats(width=32, allow_nan=False), max_size=5).map(np.float32),
+            st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5).map(lambda v: np.array(v, np.int64)),
+        ),
+        max_size=5,
+    )
+)
+def test_examples_survive_serialisation(features: dict) -> None:
+    parsed = parse_example(build_example(features), "test")
+    assert set(parsed) == set(features)
+    for key, value in features.items():
+        assert list(parsed[key]) == list(value)
+
+
+def test_streaming_holds_one_episode(written: Path) -> None:
+    episodes = RldsDataset.open(written).episodes("train")
+    assert next(episodes).num_steps == 4
+    episodes.close()

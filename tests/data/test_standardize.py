@@ -1,0 +1,142 @@
+"""Rules: Bridge's conventions, datasets described by a JSON file, and those that nothing describes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import Episode, InputError, RldsWriter, open_rlds
+from data.rlds import RldsDataset
+from data.standardize import binarize_gripper, bridge_actions, real_cameras, rule_for
+
+
+@pytest.mark.parametrize(
+    ("given_values", "expected"),
+    [
+        ([1, 0.5, 0.2, 0], [1, 0, 0, 0]),
+        ([0, 0.5, 1, 0.4], [0, 1, 1, 0]),
+        ([0.96, 0.94, 0.04, 0.3], [1, 0, 0, 0]),
+        ([0.5, 0.7], [1, 1]),
+    ],
+)
+def test_gripper_takes_the_next_settled_value(given_values: list[float], expected: list[float]) -> None:
+    np.testing.assert_array_equal(binarize_gripper(np.float32(given_values)), expected)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30))
+def test_gripper_agrees_with_a_scan_from_the_end(values: list[float]) -> None:
+    carry, expected = round(values[-1]) if values[-1] != 0.5 else 0, []
+    for value in reversed(np.float32(values)):
+        carry = 1 if value > 0.95 else 0 if value < 0.05 else carry
+        expected.append(carry)
+    np.testing.assert_array_equal(binarize_gripper(np.float32(values)), expected[::-1])
+
+
+def test_bridge_actions_are_differences_with_wrapped_angles() -> None:
+    proprio = np.zeros((3, 7), np.float32)
+    proprio[:, 0] = [0.1, 0.3, 0.2]
+    proprio[:, 3] = [3.1, -3.1, -3.0]
+    actions = bridge_actions(np.tile(np.float32([9, 9, 9, 9, 9, 9, 1]), (3, 1)), proprio)
+    assert actions.dtype == np.float32
+    np.testing.assert_allclose(actions[:, 0], [0.2, -0.1], atol=1e-6)
+    np.testing.assert_allclose(actions[:, 3], [2 * np.pi - 6.2, 0.1], atol=1e-6)
+    np.testing.assert_array_equal(actions[:, 6], [1, 1])
+
+
+def test_bridge_episode(bridge: Path) -> None:
+    raw = next(RldsDataset.open(bridge).episodes("train"))
+    episode = next(open_rlds(bridge).read(None, True))
+    state = raw.step("observation/state")
+    assert len(episode) == 9
+    np.testing.assert_array_equal(episode.observations["proprio"], state)
+    np.testing.assert_array_equal(episode.actions[:, :6], state[1:, :6] - state[:-1, :6])
+    np.testing.assert_array_equal(episode.observations["image_primary"], raw.step("observation/image_0"))
+    assert episode.instruction_embedding is not None
+    assert episode.instruction_embedding.shape == (512,)
+    assert episode.success is None
+
+
+def test_flags_that_are_set_say_which_cameras_are_real(bridge: Path) -> None:
+    dataset = RldsDataset.open(bridge)
+    raw, rule = next(dataset.episodes("train")), rule_for(dataset)
+    assert real_cameras(raw, rule) == ["image_primary", "image_secondary", "image_tertiary"]
+    raw.values["episode_metadata/has_image_1"] = [1]
+    assert real_cameras(raw, rule) == ["image_secondary"]
+
+
+def test_what_we_write_we_read_back(written: Path, episodes: list[Episode]) -> None:
+    read = list(open_rlds(written).read(None, True))
+    for ours, episode in zip(read, episodes, strict=True):
+        np.testing.assert_array_equal(ours.actions, episode.actions)
+        assert set(ours.observations) == set(episode.observations)
+        for key, value in episode.observations.items():
+            np.testing.assert_array_equal(ours.observations[key], value)
+        assert (ours.instruction, ours.success) == (episode.instruction, episode.success)
+        assert ours.info == {"source": episode.source, **episode.info}
+        np.testing.assert_array_equal(ours.instruction_embedding, episode.instruction_embedding)
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, written: Path) -> Path:
+    """A dataset that nothing describes."""
+    shutil.copytree(written, tmp_path / "foreign")
+    (tmp_path / "foreign/1.0.0/robot_rl.json").unlink()
+    return tmp_path / "foreign"
+
+
+def test_unknown_dataset_says_how_to_describe_it(foreign: Path) -> None:
+    with pytest.raises(InputError, match=r"no rule for dataset 'made_dataset'.*robot_rl.json.*observation/proprio"):
+        open_rlds(foreign)
+
+
+def test_a_dataset_described_beside_it_needs_no_code(foreign: Path, action: dict) -> None:
+    description = {
+        "action": action,
+        "observations": {"image_primary": "observation/image_wrist", "proprio": "observation/state"},
+    }
+    (foreign / "1.0.0/robot_rl.json").write_text(json.dumps(description))
+    episode = next(open_rlds(foreign).read(None, True))
+    assert {key: value.shape[1:] for key, value in episode.observations.items()} == {
+        "image_primary": (8, 8, 3),
+        "proprio": (9,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action": None}, "action description has NoneType"),
+        ({"action": {"names": ["x"]}}, r"has \['names'\], it needs exactly"),
+        ({"observations": None}, "`observations` must map"),
+        ({"observations": {"proprio": "observation/joints"}}, "needs step features observation/joints, has action"),
+    ],
+)
+def test_bad_descriptions(foreign: Path, action: dict, change: dict, message: str) -> None:
+    good = {"action": action, "observations": {"proprio": "observation/proprio"}}
+    (foreign / "1.0.0/robot_rl.json").write_text(json.dumps({**good, **change}))
+    with pytest.raises(InputError, match=message):
+        open_rlds(foreign)
+
+
+def test_writer_refuses_an_episode_of_another_kind(tmp_path: Path, make_episode: Callable[..., Episode], action: dict) -> None:
+    other = make_episode(1, 4)
+    other.observations["proprio"] = other.observations["proprio"][:, :2]
+
+    def write(*episodes: Episode) -> None:
+        with RldsWriter(tmp_path / "out", action) as writer:
+            for episode in episodes:
+                writer.add(episode)
+
+    with pytest.raises(InputError, match="made #1: differs from the first episode in observation/proprio"):
+        write(make_episode(0, 4), other)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="no episode was written"):
+        write()
+    assert not list(tmp_path.iterdir())
