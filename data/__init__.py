@@ -2,8 +2,6 @@
 
 `open_rlds` reads Episodes, `convert` makes a Store of them, `ChunkSampler` draws from it. Names are imported from here
 (`from data import Store`); the modules behind them are loaded on first use, so that the command line starts at once.
-
-`inspect` and `render` stay in `data.inspect`: a function of its module's name would be hidden by it.
 """
 
 from __future__ import annotations
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
     from data.conversion import convert as convert
     from data.episode import Episode as Episode
     from data.errors import InputError as InputError
+    from data.inspection import inspect as inspect
+    from data.inspection import render as render
     from data.language import LanguageEncoder as LanguageEncoder
     from data.normalizer import Normalizer as Normalizer
     from data.rlds_writer import RldsWriter as RldsWriter
@@ -37,7 +37,9 @@ _MODULES = {
     "Store": "store",
     "compute_statistics": "statistics",
     "convert": "conversion",
+    "inspect": "inspection",
     "open_rlds": "source",
+    "render": "inspection",
 }
 __all__ = sorted(_MODULES)
 

@@ -19,18 +19,16 @@ def replacing(out: Path, overwrite: bool, is_own: Callable[[Path], bool], kind: 
     An `out` that exists and that `is_own` does not recognise is never touched (InputError); one of ours is replaced with `overwrite`.
     What a killed process left beside `out` is cleared first; if it died between the two renames, the old folder is put back.
     """
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     _clear_leftovers(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not is_own(out):
-            raise InputError(f"{out}: exists and is not a {kind}; choose another place")
-        if not overwrite:
-            raise InputError(f"{out}: exists; choose another place, or replace it with --overwrite")
+    _check_place(out, overwrite, is_own, kind)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (out.parent / f"{_prefix(out)}{os.getpid()}.{suffix}" for suffix in ("partial", "old"))
     temporary.mkdir()
     try:
         yield temporary
+        # Again: it may have been written by another process meanwhile.
+        _check_place(out, overwrite, is_own, kind)
         if out.exists():
             out.rename(old)
         temporary.rename(out)
@@ -38,6 +36,15 @@ def replacing(out: Path, overwrite: bool, is_own: Callable[[Path], bool], kind: 
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_place(out: Path, overwrite: bool, is_own: Callable[[Path], bool], kind: str) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_own(out):
+        raise InputError(f"{out}: exists and is not a {kind}; choose another place")
+    if not overwrite:
+        raise InputError(f"{out}: exists; choose another place, or replace it with --overwrite")
 
 
 def _prefix(out: Path) -> str:

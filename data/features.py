@@ -13,6 +13,9 @@ import numpy as np
 
 from data.errors import InputError
 
+# Listed, because np.dtype("bfloat16") works or fails with what else is imported.
+_DTYPES = {"bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -68,9 +71,7 @@ def _walk(node: dict[str, Any], name: str, outer: tuple[int, ...]) -> list[Featu
             bad = f"a tensor of variable shape {list(shape)}"
         if dtype in ("string", "object"):
             return [Feature(name, "text", "string", shape, bad or ("a tensor of several texts" if shape else ""))]
-        try:
-            np.dtype(dtype)
-        except TypeError:
+        if dtype not in _DTYPES:
             bad = bad or f"a tensor of {dtype}"
         return [Feature(name, "tensor", dtype, shape, bad)]
     return [Feature(name, "tensor", unsupported=f"a {node.get('pythonClassName', '?').rsplit('.', 1)[-1]} feature")]

@@ -53,7 +53,7 @@ class ArrayWriter:
         name = ".".join([str(self._chunks), *("0" for _ in self.row_shape)])
         # Not ndarray.tofile: its error on a full disk has no errno.
         with (self.folder / name).open("wb") as file:
-            file.write(memoryview(self._buffer[: self._filled]).cast("B"))
+            file.write(self._buffer[: self._filled].tobytes())
         if self._chunks:
             # zarr reads whole chunks: the last one is as long as the others.
             os.truncate(self.folder / name, self._buffer.nbytes)

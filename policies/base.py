@@ -36,7 +36,8 @@ class ActionSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ActionSpec:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**fields)
 
 
 @runtime_checkable

@@ -35,6 +35,8 @@ class ResidualMLP(nn.Module):
 class Denoiser(nn.Module):
     """Noisy chunks [B,K,D] at timesteps [B,K] or a scalar, conditioned on z [B,Z] -> prediction [B,K,D]."""
 
+    frequencies: torch.Tensor
+
     def __init__(self, config: DiffusionConfig, condition: int, action: int) -> None:
         super().__init__()
         width = config.hidden

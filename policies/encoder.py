@@ -90,8 +90,9 @@ class ObservationEncoder(nn.Module):
         self.image_keys = [key for key in config.inputs if key.startswith("image_")]
         self.vector_keys = [key for key in config.inputs if not key.startswith("image_")]
         condition = contract.language.dim
-        self.cameras = nn.ModuleDict({key: ResNet(config.image_encoder, condition) for key in self.image_keys})
-        self.output = sum(camera.features for camera in self.cameras.values())
+        cameras = {key: ResNet(config.image_encoder, condition) for key in self.image_keys}
+        self.output = sum(camera.features for camera in cameras.values())
+        self.cameras = nn.ModuleDict(cameras)
         if self.vector_keys:
             vector = sum(len(contract.vectors[key].offset) for key in self.vector_keys)
             self.vector_in = nn.Linear(vector, config.vector_features)

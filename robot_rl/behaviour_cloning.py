@@ -15,12 +15,14 @@ from robot_rl.config import CloningConfig
 
 
 class CloningLearner(nn.Module):
-    """See robot_rl.training.Learner. The averaged weights are what is kept and acts."""
+    """policy: a module that is `policies.Trainable`. See robot_rl.training.Learner. The averaged weights are what is kept and acts."""
 
-    def __init__(self, policy: nn.Module, config: CloningConfig, steps: int) -> None:
+    step: torch.Tensor
+
+    def __init__(self, policy: Any, config: CloningConfig, steps: int) -> None:
         super().__init__()
         self.online = policy
-        self.averaged = copy.deepcopy(policy).requires_grad_(False)
+        self.averaged: nn.Module = copy.deepcopy(policy).requires_grad_(False)
         self.config, self.steps = config, steps
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "policy": torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=1e-6, fused=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -52,8 +52,8 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
-    command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+    command: Any = tyro.cli(
+        Command,
         prog="robot-rl",
         args=arguments,
         description="A Q-function re-ranks and locally improves the actions of any robot policy.",

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pybullet
-from pybullet_utils.bullet_client import BulletClient
+
+from sim.client import PhysicsClient
 
 URDF = Path(__file__).parent / "assets" / "widowx.urdf"
 
@@ -26,6 +27,7 @@ JOINT_FORCE = [20.0, 30.0, 25.0, 10.0, 10.0, 6.0]
 
 FINGER_CLOSED, FINGER_OPEN = 0.001, 0.037  # a finger's distance from the middle, metres
 GRIP_FORCE = 8.0  # newtons a finger: holds a 50 g block through fast moves without crushing it into the other finger
+CENTRING_FORCE = 30.0
 
 POINTING_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 HAND_LINK, LEFT_FINGER, RIGHT_FINGER = 5, 6, 7
@@ -86,16 +88,11 @@ class Arm:
 
     HOME = np.array([0.0, -0.5, 0.6, 0.0, 1.4, 0.0])
 
-    def __init__(self, client: BulletClient) -> None:
+    def __init__(self, client: PhysicsClient) -> None:
         self._client = client
         self.body = client.loadURDF(str(URDF), useFixedBase=True, flags=pybullet.URDF_MAINTAIN_LINK_ORDER)
         for finger in (LEFT_FINGER, RIGHT_FINGER):
             client.changeDynamics(self.body, finger, lateralFriction=1.5, frictionAnchor=True)
-        gear = client.createConstraint(
-            self.body, LEFT_FINGER, self.body, RIGHT_FINGER, pybullet.JOINT_GEAR, [0, 1, 0], [0, 0, 0], [0, 0, 0]
-        )
-        # Without the gear two saturated finger motors cancel, and a held block slides sideways with both of them.
-        client.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
         self._joints = self.HOME.copy()
 
     def place(self, position: np.ndarray, rotation: np.ndarray, opening: float) -> None:
@@ -135,13 +132,18 @@ class Arm:
         return min(1.0, max(0.0, (mean - FINGER_CLOSED) / (FINGER_OPEN - FINGER_CLOSED)))
 
     def _send(self, joints: np.ndarray, finger: float) -> None:
+        """Set the motors' targets. The right finger presses; the left one, stiffer, keeps to the mean of both. Two equal motors would
+        balance each other, and a held block would wander sideways with both fingers.
+        """
+        left, right = self._client.getJointStates(self.body, [LEFT_FINGER, RIGHT_FINGER])
+        middle = (left[0] + right[0]) / 2
         self._client.setJointMotorControlArray(
             self.body,
             JOINTS,
             pybullet.POSITION_CONTROL,
-            targetPositions=[*joints.tolist(), finger, finger],
-            forces=[*JOINT_FORCE, GRIP_FORCE, GRIP_FORCE],
-            positionGains=[0.3] * 6 + [0.2] * 2,
+            targetPositions=[*joints.tolist(), middle, finger],
+            forces=[*JOINT_FORCE, CENTRING_FORCE, GRIP_FORCE],
+            positionGains=[0.3] * 6 + [0.3, 0.2],
         )
 
 

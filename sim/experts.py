@@ -37,11 +37,15 @@ class Expert:
             raise ValueError(f"an expert's quality lies between 0 and 1, got {quality}")
         self._env: Any = env.unwrapped
         self._quality = quality
-        self._rng = np.random.default_rng(seed)
+        # Gymnasium seeds a reset's layout with the bare number: the same stream here would tie moods to layouts.
+        self._rng = np.random.default_rng(None if seed is None else [seed, 1])
         self._scene: Any = None
+        self._mood_left = 0
 
     def act(self, observation: Any = None) -> np.ndarray:
         """The next action, float32 [7] in physical units. The observation is not looked at: the simulator is."""
+        if getattr(self._env, "scene", None) is None:
+            raise RuntimeError("reset the environment before asking its expert")
         if self._env.scene is not self._scene:
             self._begin()
         if self._mood_left == 0:
@@ -64,7 +68,7 @@ class Expert:
         rng, sloppy, limit = self._rng, 1.0 - self._quality, self._env.task.max_steps
         self._intent = intended(self._env.layout)
         self._detour: np.ndarray | None = None
-        self._mood_left = int(rng.uniform(0.1, 0.3) * limit)
+        self._mood_left = int(rng.uniform(0.15, 0.35) * limit)
         draw, mistake = rng.uniform(), 0.91 * sloppy**1.2
         if draw < mistake:
             self._intent = self._mistaken(self._intent)
@@ -78,9 +82,10 @@ class Expert:
         """Draw one mistake of the task's."""
         rng, layout, scene = self._rng, self._env.layout, self._env.scene
         kind = rng.choice(MISTAKES[self._env.task.name])
-        others = [name for name in BLOCKS if name in layout.poses and name not in (layout.target, layout.goal)]
-        if kind == "wrong" and (others or layout.goal in BLOCKS):
-            return replace(intent, target=str(rng.choice(others or [layout.goal])))
+        others = [name for name in BLOCKS if name in layout.poses and name != layout.target]
+        if kind == "wrong" and others:
+            taken = str(rng.choice(others))
+            return replace(intent, target=taken, goal=layout.target if taken == layout.goal else layout.goal)
         if kind == "early close":
             return replace(intent, close_height=rng.uniform(0.03, 0.06))
         if kind == "early release":

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pybullet
-from pybullet_utils.bullet_client import BulletClient
 
 from sim.arm import LEFT_FINGER, RIGHT_FINGER, Arm
+from sim.client import PhysicsClient
 
 BLOCKS = ("red block", "green block", "blue block")
 OBJECTS = (*BLOCKS, "bowl", "zone", "drawer")  # the order of the state vector's slots
@@ -53,7 +53,7 @@ class Pose:
 class Scene:
     """One physics client with an arm and the objects of the current episode."""
 
-    def __init__(self, client: BulletClient, poses: Mapping[str, Pose]) -> None:
+    def __init__(self, client: PhysicsClient, poses: Mapping[str, Pose]) -> None:
         """Empty the client's world and build it again with the named objects at `poses`."""
         self._client = client
         client.resetSimulation()
@@ -205,12 +205,12 @@ class Scene:
     def image(self, camera: str, height: int, width: int) -> np.ndarray:
         """Render "primary" (fixed, over the robot's shoulder) or "wrist": uint8 [height,width,3]."""
         if camera == "primary":
-            eye, target, up, fov = (0.03, -0.48, 0.45), (0.275, -0.01, 0.085), (0, 0, 1), 52
+            view, fov = pybullet.computeViewMatrix((0.03, -0.48, 0.45), (0.275, -0.01, 0.085), (0, 0, 1)), 52
         else:
             tool, rotation = self.arm.tool_pose()
             forward, down = rotation[:, 0], -rotation[:, 2]
-            eye, target, up, fov = tool - 0.075 * down - 0.085 * forward, tool + 0.02 * down + 0.01 * forward, forward, 70
-        view = pybullet.computeViewMatrix(list(eye), list(target), list(up))
+            eye, target = tool - 0.075 * down - 0.085 * forward, tool + 0.02 * down + 0.01 * forward
+            view, fov = pybullet.computeViewMatrix(eye.tolist(), target.tolist(), forward.tolist()), 70
         projection = pybullet.computeProjectionMatrixFOV(fov, width / height, 0.02, 20.0)
         image = self._client.getCameraImage(
             width,

@@ -81,13 +81,13 @@ class View:
 def grasp(view: View, intent: Intent) -> Waypoint:
     """Close the gripper on the target, turned to its faces; reopen and climb after closing on nothing."""
     name = intent.target
-    position = view.scene.position(name) + [*intent.offset, 0.0]
+    position = view.scene.position(name) + np.array([*intent.offset, 0.0])
     yaw = view.turned(view.scene.yaw(name), 2 if name == "drawer" else SYMMETRY[name])
-    if intent.close_height and (view.opening < 0.3 or view.arrived(Waypoint(position, yaw, 0.0), 0.012 + intent.close_height)):
-        return view.above(position + [0.0, 0.0, 0.03], yaw, 0.0)
+    down = Waypoint(position, yaw, 0.0)
+    if intent.close_height and (view.opening < 0.3 or view.arrived(down, intent.close_height)):
+        return view.above(position + np.array([0.0, 0.0, 0.03]), yaw, 0.0)
     if view.opening < 0.3 and not view.holds(name):
         return Waypoint(np.array([*view.tool[:2], position[2] + HOVER]), yaw, 1.0)
-    down = Waypoint(position, yaw, 0.0)
     if view.arrived(down, 0.012):
         return Waypoint(np.array([*position[:2], max(position[2], view.tool[2] - 0.01)]), yaw, 0.0)
     return view.above(position, yaw, 1.0)
@@ -95,7 +95,7 @@ def grasp(view: View, intent: Intent) -> Waypoint:
 
 def touch(view: View, intent: Intent) -> Waypoint:
     """Come down on top of the target with closed fingers."""
-    position = view.scene.position(intent.target) + [*intent.offset, 0.022 + intent.close_height]
+    position = view.scene.position(intent.target) + np.array([*intent.offset, 0.022 + intent.close_height])
     return view.above(position, view.turned(view.scene.yaw(intent.target), 4), 0.0)
 
 
@@ -115,7 +115,7 @@ def place(view: View, intent: Intent, height: float, carry: float) -> Waypoint:
     held = view.holds(intent.target)
     if error < (0.012 if held else 0.03) and block[2] < height + 0.012:
         up = 0.0 if view.opening < 0.9 else 0.05
-        return Waypoint(view.tool + [0.0, 0.0, up], view.yaw, 1.0)
+        return Waypoint(view.tool + np.array([0.0, 0.0, up]), view.yaw, 1.0)
     if not held:
         return grasp(view, intent)
     opening = 1.0 if error < intent.release_distance else 0.0

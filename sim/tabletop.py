@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-import pybullet
 from gymnasium import spaces
-from pybullet_utils.bullet_client import BulletClient
 
 from sim.arm import rotation_from_rpy, rpy_from_rotation
+from sim.client import PhysicsClient
 from sim.scene import BLOCKS, OBJECTS, SUBSTEPS, SYMMETRY, Scene
 from sim.tasks import TASK_TABLE, Layout
 
@@ -70,12 +69,12 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.observation_space = spaces.Dict(
             {
                 **box,
-                "proprio": spaces.Box(-np.inf, np.inf, (7,), np.float32),
-                "state": spaces.Box(-np.inf, np.inf, (len(STATE_NAMES),), np.float32),
+                "proprio": spaces.Box(-4.0, 4.0, (7,), np.float32),
+                "state": spaces.Box(-4.0, 4.0, (len(STATE_NAMES),), np.float32),
                 "instruction": spaces.Text(64, charset="abcdefghijklmnopqrstuvwxyz "),
             }
         )
-        self._client: BulletClient | None = None
+        self._client: PhysicsClient | None = None
         self.scene: Scene
         self.layout: Layout
 
@@ -83,7 +82,7 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         """Draw a new layout and start the arm over the table. The world is built anew: nothing of earlier episodes remains."""
         super().reset(seed=seed)
         if self._client is None:
-            self._client = BulletClient(pybullet.DIRECT)
+            self._client = PhysicsClient()
         rng = self.np_random
         self.layout = self.task.layout(self.task, rng)
         self.scene = Scene(self._client, self.layout.poses)
@@ -145,12 +144,12 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
                 slot[:] = (1.0, *(position - tool), *position, math.sin(angle), math.cos(angle), held)
         return np.append(state, np.float32(self.scene.drawer_opening()))
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The primary camera at 256 x 256, for people and videos."""
         return self.scene.image("primary", 256, 256) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         """Free the physics client; a later reset connects again."""
         if self._client is not None:
-            self._client.disconnect()
+            self._client.close()
             self._client = None

@@ -77,7 +77,8 @@ def _instruction(task: Task, rng: np.random.Generator, target: str, goal: str = 
 def _blocks_only(task: Task, rng: np.random.Generator) -> Layout:
     """Blocks alone; the goal is the second block."""
     while True:
-        blocks, poses = _shuffled_blocks(rng, 2), {}
+        blocks = _shuffled_blocks(rng, 2)
+        poses: dict[str, Pose] = {}
         if _with_blocks(rng, poses, blocks, {}):
             return Layout(poses, blocks[0], blocks[1], _instruction(task, rng, blocks[0], blocks[1]))
 

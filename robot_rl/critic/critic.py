@@ -27,6 +27,8 @@ from robot_rl.critic.networks import EnsembleMLP
 class Critic(nn.Module):
     """Axes: B batch, K candidates, H chunk, A action, E members."""
 
+    edges: torch.Tensor
+
     def __init__(self, config: CriticConfig, contract: DataContract) -> None:
         super().__init__()
         self.config = config

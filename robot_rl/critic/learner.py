@@ -50,6 +50,10 @@ class CriticLearner(nn.Module):
             return td_loss(self.online.decode(outputs), target)
         return hl_gauss_loss(outputs, target, self.online.edges)
 
+    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One gradient step; the metrics are scalars."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def _update_target(self) -> None:
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), self.config.tau)
@@ -121,9 +125,12 @@ class ConservativeLearner(CriticLearner):
         drawn = torch.cat([actions.flatten(2), random_actions, current_actions, next_actions], dim=1)
         outputs = self.online.outputs(z, drawn.unflatten(-1, (config.chunk, -1)))
         q = self.online.decode(outputs)
+        q_random, q_current, q_next = q[..., 1:].split(n, dim=-1)
         penalty = conservative_penalty(
             q[..., 0],
-            *q[..., 1:].split(n, dim=-1),
+            q_random,
+            q_current,
+            q_next,
             log_prob_current=log_prob_current,
             log_prob_next=log_prob_next,
             action_dim=self.action_dim,

@@ -79,7 +79,7 @@ def forest(rows: Sequence[tuple[str, Sequence[Estimate]]], unit: str) -> str:
             f'<div class="text{kind}">{texts}</div>',
         ]
     labels = "".join(f'<span style="left:{at(t)}">{_signed(100 * t)}</span>' for t in ticks)
-    out.append(f'<div></div><div class="ticks">{labels}</div><div class="text unit">{escape(unit)}</div></div>')
+    out.append(f'<div class="name"></div><div class="ticks">{labels}</div><div class="text unit">{escape(unit)}</div></div>')
     return "".join(out)
 
 

@@ -46,7 +46,7 @@ tr.total td { font-weight:600; border-bottom:0; border-top:2px solid var(--zero)
 .plot svg { width:100%; height:100%; overflow:visible } .plot svg * { vector-effect:non-scaling-stroke }
 .plot .ticks { grid-column:2; margin-top:3px } .plot .unit { grid-column:2; text-align:center; padding-top:3px }
 .pairs { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr)); gap:26px 28px; margin-top:14px }
-.pair .say { font-weight:600; margin-bottom:6px } .pair .say span { font-weight:400; color:var(--soft); font-size:14px }
+.pair .say { font-weight:600; margin-bottom:6px } .pair .say span { display:block; font-weight:400; color:var(--soft); font-size:14px }
 .pair .two { display:grid; grid-template-columns:1fr 1fr; gap:12px }
 .clip { margin:0; font-size:14px; min-width:0 }
 .clip video { display:block; width:100%; border-radius:8px; border:3px solid var(--edge) }
@@ -60,8 +60,10 @@ pre { background:var(--code); border-radius:8px; padding:12px 14px; overflow-x:a
   .card { padding:11px 13px } .card.main { padding:10px 12px } .card .big { font-size:27px }
   thead { display:none }
   tr { display:grid; grid-template-columns:1fr 1fr; gap:2px 18px; padding:12px 0; border-bottom:1px solid var(--line) }
-  td { border:0; padding:3px 0 } td.gain .interval { display:inline } td.task { grid-column:1/-1 } td[data-name]::before { content:attr(data-name) " "; color:var(--soft);
-  font-size:13px; font-weight:400 } tr.total td { border:0 } tr.total { border-top:2px solid var(--zero) }
+  td { border:0; padding:3px 0 } td.task { grid-column:1/-1 } td.gain { grid-column:1 } td.p { grid-column:2 }
+  td.gain .interval { display:inline }
+  td[data-name]::before { content:attr(data-name) " "; color:var(--soft); font-size:13px; font-weight:400 }
+  tr.total td { border:0 } tr.total { border-top:2px solid var(--zero) }
   .forest { grid-template-columns:1fr auto; column-gap:10px } .forest .name { grid-column:1/-1; font-weight:600; margin-top:6px }
   dl { grid-template-columns:1fr; gap:0 } dd { margin-bottom:8px }
   .pair .two { gap:8px } }

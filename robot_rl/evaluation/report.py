@@ -157,7 +157,7 @@ def _row(name: str, scope: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         cells.append(
             f'<td data-name="{escape(arm)} \N{MINUS SIGN} base" class="gain">{points(difference)} '
             f'<span class="interval">{points_span(interval)}</span></td>'
-            f'<td data-name="p">{escape(p_value(scope[f"{arm}_vs_base"]["mcnemar_p"]))}</td>'
+            f'<td class="p" data-name="p">{escape(p_value(scope[f"{arm}_vs_base"]["mcnemar_p"]))}</td>'
         )
     return f"<tr{' class=total' if scope is result else ''}>{''.join(cells)}</tr>"
 
@@ -242,7 +242,7 @@ def _clip(arm: str, episode: EpisodeOutcome, length: int, fps: float, budget: in
     return (
         f'<figure class="clip" style="--edge:{edge}"><video autoplay muted loop playsinline controls '
         f'src="data:video/mp4;base64,{video}"></video>'
-        f"<figcaption>{arm}: <b>{_outcome(episode)}</b>, {episode.steps} steps ({episode.steps / fps:.1f} s)</figcaption></figure>"
+        f"<figcaption>{arm}: <b>{_outcome(episode)}</b>, {episode.steps / fps:.1f} s</figcaption></figure>"
     )
 
 

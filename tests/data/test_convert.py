@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import zarr
 
 from data import Episode, EpisodeSource, InputError, LanguageEncoder, Store, convert
+from data.atomic import _prefix
 from data.tfrecord import OnBad
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +89,17 @@ def test_existing_output(written: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"precious", "store"}
 
 
+def test_a_store_that_appears_meanwhile_is_kept(written: Path, tmp_path: Path, made_store: Store) -> None:
+    def progress(done: int, total: int | None) -> None:
+        if done == 5:
+            shutil.copytree(made_store.path, tmp_path / "store")
+
+    with pytest.raises(InputError, match="exists; choose another place"):
+        go(written, tmp_path / "store", discount=0.5, progress=progress)
+    assert snapshot(tmp_path / "store") == snapshot(made_store.path)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_failure_leaves_the_old_store(
     written: Path, tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
@@ -130,8 +143,6 @@ def test_killed_between_the_two_renames(written: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path / "store")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    from data.atomic import _prefix
-
     (tmp_path / "store").rename(tmp_path / f"{_prefix(tmp_path / 'store')}{dead.pid}.old")
     with pytest.raises(InputError, match="exists; choose another place"):
         go(written, tmp_path / "store")
@@ -206,7 +217,5 @@ def test_damaged_stores(made_store: Store, tmp_path: Path, damage: Callable[[Pat
 
 
 def zarr_text(**change: Any) -> str:
-    import json
-
     plain = {"shape": [3], "chunks": [3], "dtype": "<f4", "compressor": None, "filters": None, "order": "C"}
     return json.dumps({**plain, **change})

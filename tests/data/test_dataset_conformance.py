@@ -9,7 +9,7 @@ import pytest
 
 from data import ChunkSampler, Episode, Store, compute_statistics, open_rlds
 from data.episode import check_action
-from data.inspect import inspect
+from data.inspection import inspect
 from data.rewards import label
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import InputError, open_rlds
@@ -195,6 +195,7 @@ def test_undecodable_image() -> None:
     fails(lambda: decode(Feature("steps/image", "image"), [b"no image"], "here"), "here: steps/image: the image of step 0")
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(min_size=1, max_size=8),

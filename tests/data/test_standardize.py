@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import Episode, InputError, RldsWriter, open_rlds
@@ -30,6 +30,7 @@ def test_gripper_takes_the_next_settled_value(given_values: list[float], expecte
     np.testing.assert_array_equal(binarize_gripper(np.float32(given_values)), expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30))
 def test_gripper_agrees_with_a_scan_from_the_end(values: list[float]) -> None:
     carry, expected = round(values[-1]) if values[-1] != 0.5 else 0, []

@@ -1,0 +1,189 @@
+"""What is particular to the PyBullet family: actions in the base frame, the state's slots, predicates, independence, speed."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from environment_conformance import random_actions, rollout
+
+import sim
+from sim.arm import POINTING_DOWN, Arm, inverse_kinematics, rotation_from_rpy, rpy_from_rotation
+from sim.bench import bench
+from sim.client import PhysicsClient
+from sim.tabletop import ACTION_HIGH, STATE_NAMES
+from sim.tasks import TASK_TABLE
+
+
+def digest() -> str:
+    """A hash over every bit, images included, of an episode of each task."""
+    total = hashlib.sha256()
+    for env_id in sim.TASKS.values():
+        env = gym.make(env_id, image_size=32)
+        expert = sim.Expert(env, seed=3)
+        observation, _ = env.reset(seed=11)
+        for _ in range(12):
+            for key in sorted(observation):
+                value = observation[key]
+                total.update(value.encode() if isinstance(value, str) else value.tobytes())
+            observation = env.step(expert.act())[0]
+        env.close()
+    return total.hexdigest()
+
+
+def test_another_process_computes_the_same_bits() -> None:
+    script = f"import sys; sys.path[:0] = {sys.path!r}; import test_tabletop; print('digest', test_tabletop.digest())"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert f"digest {digest()}" in out
+
+
+def test_nothing_is_printed_on_standard_output() -> None:
+    """The command line's output may be a program's input, and PyBullet is talkative."""
+    script = "import gymnasium, sim; env = gymnasium.make('Tabletop-Lift-v0'); env.reset(); env.close()"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_inverse_kinematics_is_exact() -> None:
+    client = PhysicsClient()
+    arm, rng, solved = Arm(client), np.random.default_rng(0), 0
+    for _ in range(200):
+        position = rng.uniform([0.18, -0.2, 0.012], [0.40, 0.2, 0.2])
+        rotation = rotation_from_rpy(*rng.uniform([-0.2, -0.2, -1.5], [0.2, 0.2, 1.5]))
+        if inverse_kinematics(position, rotation, Arm.HOME) is not None:
+            solved += 1
+            arm.place(position, rotation, 1.0)
+            measured, orientation = arm.tool_pose()
+            np.testing.assert_allclose(measured, position, atol=1e-4)
+            np.testing.assert_allclose(orientation, rotation, atol=1e-3)
+    assert solved > 190
+    assert inverse_kinematics(np.array([1.0, 0.0, 0.1]), np.eye(3), Arm.HOME) is None
+    client.close()
+
+
+def test_rpy_round_trip() -> None:
+    for angles in np.random.default_rng(0).uniform(-1.4, 1.4, (50, 3)):
+        np.testing.assert_allclose(rpy_from_rotation(rotation_from_rpy(*angles)), angles, atol=1e-9)
+    np.testing.assert_allclose(POINTING_DOWN[:, 0], [0, 0, -1])  # the hand's own forward axis looks down
+
+
+@pytest.mark.parametrize("axis", range(6))
+def test_an_action_moves_the_tool_by_itself(axis: int) -> None:
+    """0.2 s later proprio has changed by what was asked, in the base frame, and by nothing else."""
+    env = gym.make("Tabletop-Lift-v0", cameras=())
+    before = env.reset(seed=0)[0]["proprio"]
+    action = np.zeros(7, np.float32)
+    action[axis], action[6] = 0.6 * ACTION_HIGH[axis], 1.0
+    after = env.step(action)[0]["proprio"]
+    expected = action[:6].copy()
+    # Roll and pitch are about the base frame's axes, rpy about the turned tool's: compare rotations.
+    turn = rotation_from_rpy(*after[3:6]) @ rotation_from_rpy(*before[3:6]).T
+    np.testing.assert_allclose([*(after - before)[:3], *rpy_from_rotation(turn)], expected, atol=8e-3)
+    env.close()
+
+
+def test_the_gripper_is_absolute_and_one_is_open() -> None:
+    env = gym.make("Tabletop-Lift-v0", cameras=())
+    env.reset(seed=0)
+    for opening in (0.0, 0.5, 1.0):
+        for _ in range(3):
+            observation = env.step(np.array([0, 0, 0, 0, 0, 0, opening], np.float32))[0]
+        assert observation["proprio"][6] == pytest.approx(opening, abs=0.03)
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", list(sim.TASKS.values()))
+def test_state_has_one_layout_for_all_tasks(env_id: str) -> None:
+    env = gym.make(env_id, cameras=())
+    observation, _ = env.reset(seed=0)
+    state = dict(zip(STATE_NAMES, observation["state"].tolist(), strict=True))
+    present = {key.split(":")[0] for key, value in state.items() if key.endswith("present") and value == 1.0}
+    assert present == set(env.unwrapped.layout.poses)  # type: ignore[attr-defined]
+    for name in present:
+        relative = [state[f"{name}: from tool {axis}"] for axis in "xyz"]
+        absolute = [state[f"{name}: {axis}"] for axis in "xyz"]
+        np.testing.assert_allclose(absolute, observation["proprio"][:3] + relative, atol=1e-6)
+    assert not any(value for key, value in state.items() if ":" in key and key.split(":")[0] not in present)
+    env.close()
+
+
+def test_instructions_name_what_lies_there() -> None:
+    words = set()
+    for task in TASK_TABLE.values():
+        rng = np.random.default_rng(0)
+        for _ in range(60):
+            layout = task.layout(task, rng)
+            words.add(layout.instruction)
+            assert layout.target in layout.instruction
+            assert {layout.target, layout.goal} <= set(layout.poses)
+    assert 20 <= len(words) <= 40
+
+
+def test_the_instruction_decides_which_block_counts() -> None:
+    """A motion that touched the block that was meant is no success once the other block is meant."""
+    env = gym.make("Tabletop-Reach-v0", cameras=())
+    env.reset(seed=0)
+    expert, actions, success = sim.Expert(env, seed=0), [], False
+    while not success:
+        actions.append(expert.act())
+        success = env.step(actions[-1])[4]["success"]
+    env.reset(seed=0)
+    meant = env.unwrapped.layout  # type: ignore[attr-defined]
+    env.unwrapped.layout = replace(meant, target=meant.goal, goal=meant.target)  # type: ignore[attr-defined]
+    assert not any([env.step(action)[4]["success"] for action in actions])
+    env.close()
+
+
+def test_a_held_block_stays_held() -> None:
+    """The grip holds by friction through fast random motion, turns included."""
+    env = gym.make("Tabletop-Lift-v0", cameras=()).unwrapped
+    env.reset(seed=1)
+    expert, done = sim.Expert(env, seed=1), False
+    while not done:
+        done = env.step(expert.act())[2]
+    for action in random_actions(env, 30):
+        action[2] = 0.04 if env.scene.arm.tool_pose()[0][2] < 0.15 else -0.04  # type: ignore[attr-defined]
+        action[6] = 0.0
+        env.step(action)
+    assert env.scene.fingers_on(env.layout.target) == 2  # type: ignore[attr-defined]
+    env.close()
+
+
+def test_pushing_against_the_table_does_not_wind_up() -> None:
+    env = gym.make("Tabletop-Lift-v0", cameras=())
+    env.reset(seed=0)
+    down = np.array([0, 0, -0.05, 0, 0, 0, 0], np.float32)
+    for _ in range(10):
+        low = env.step(down)[0]["proprio"][2]
+    assert env.step(-down)[0]["proprio"][2] > low + 0.03
+    env.close()
+
+
+def test_dozens_of_environments_in_one_process() -> None:
+    envs = [gym.make("Tabletop-Push-v0", cameras=()) for _ in range(40)]
+    for env in envs:
+        env.reset(seed=5)
+    finals = [rollout(env, 6, random_actions(env, 2))[-1]["state"] for env in envs]
+    for env in envs:
+        env.close()
+    assert all(np.array_equal(finals[0], final) for final in finals)
+
+
+def test_options_and_unknown_names() -> None:
+    env = gym.make("Tabletop-Lift-v0", image_size=(48, 64), cameras=("wrist",))
+    observation, _ = env.reset(seed=0)
+    assert observation["image_wrist"].shape == (48, 64, 3)
+    assert "image_primary" not in observation
+    env.close()
+    with pytest.raises(ValueError, match="unknown cameras"):
+        gym.make("Tabletop-Lift-v0", cameras=("side",))
+    with pytest.raises(gym.error.NameNotFound):
+        gym.make("Tabletop-Juggle-v0")
+
+
+def test_bench_measures_something() -> None:
+    assert min(bench(seconds=0.6).values()) > 10
