@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from data.errors import InputError
 
@@ -32,7 +32,8 @@ def save_checkpoint(run: Path, step: int, config: Mapping[str, Any], groups: Map
     try:
         for name, tensors in groups.items():
             path = temporary / f"{name}.safetensors"
-            save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, path)
+            # Not save_file: it hides a full disk behind an error of its own.
+            path.write_bytes(save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}))
             _sync(path)
         path = temporary / "config.json"
         path.write_text(json.dumps(dict(config), indent=1))

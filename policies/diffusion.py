@@ -86,6 +86,10 @@ class DiffusionPolicy(nn.Module):
     def action_spec(self) -> ActionSpec:
         return self.contract.action_spec
 
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.frequencies.device
+
     def reset(self) -> None:
         pass
 

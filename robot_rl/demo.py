@@ -14,48 +14,68 @@ import sim
 from data import RldsWriter, convert
 from data.errors import InputError
 from data.store import is_store
+from policies import load_policy
 from policies.config import DiffusionConfig
 from robot_rl.collect import action_description, plan, record_all
 from robot_rl.commands.demo import Demo
 from robot_rl.config import CloningConfig, TrainingConfig
-from robot_rl.console import counting_progress, evaluation_progress, progress_bar, write_json
-from robot_rl.critic import CriticConfig
-from robot_rl.evaluation import results_table
-from robot_rl.evaluation.steering import evaluate_steering
+from robot_rl.console import console, counting_progress, evaluation_progress, progress_bar, write_json
+from robot_rl.critic import CriticConfig, load_critic
+from robot_rl.demo_report import IMAGE_SIZE, write_demo_report
+from robot_rl.evaluation import EvaluationSettings, results_table
+from robot_rl.evaluation.steering import environment_ids, evaluate_steering, make_arms
 from robot_rl.recipes import train_critic, train_policy
-from robot_rl.steering import SteeringConfig
+from robot_rl.steering import SteeringConfig, steered_spec
 
 # A third of the demonstrations are clean, a third dither, a third mostly fail.
 QUALITIES = (1.0, 0.5, 0.0)
 # Far from the demonstrations' seeds, and from those on which settings were chosen.
 EVALUATION_SEED = 7_000_000
+STEERING = SteeringConfig()
 
 
 def run_demo(demo: Demo) -> None:
     """Record, convert, train, evaluate, report. Raises InputError for a folder that holds something else."""
     dataset, store = demo.out / "tabletop_mixed", demo.out / "store"
-    policy, critic, results = demo.out / "policy", demo.out / "critic", demo.out / "results.json"
+    policy, critic = demo.out / "policy", demo.out / "critic"
+    report, results = demo.out / "report.html", demo.out / "results.json"
     if not dataset.is_dir():
         _record(demo, dataset)
     if not is_store(store):
         with counting_progress("reading them back") as progress:
             convert(dataset, store, progress=progress)
     _train_both(demo, store, policy, critic)
+    seed = EVALUATION_SEED + demo.seed
     with evaluation_progress() as on_block:
         evaluation = evaluate_steering(
             policy,
             critic,
             "tabletop",
             demo.episodes,
-            EVALUATION_SEED + demo.seed,
-            SteeringConfig(),
+            seed,
+            STEERING,
             workers=demo.workers,
             journal=demo.out / "evaluation.journal.jsonl",
             on_block=on_block,
         )
     values = evaluation.to_json()
-    write_json(results, values)
     Console().print(results_table(values))
+    if not report.exists():
+        console.print("recording videos and writing the report ...")
+        spec = steered_spec(load_policy(policy).action_spec, load_critic(critic).action_spec)
+        camera = {"cameras": ("primary",), "image_size": IMAGE_SIZE}
+        write_demo_report(
+            report,
+            make_arms(policy, critic, STEERING),
+            EvaluationSettings(environment_ids("tabletop"), demo.episodes, seed, spec.chunk, camera),
+            evaluation,
+            spec,
+            {"Critic": critic / "metrics.jsonl", "Policy": policy / "metrics.jsonl"},
+            STEERING.num_samples,
+            demo.workers,
+        )
+        write_json(results, values)
+    Console().print(f"report: {report}\nnumbers: {results}", highlight=False)
 
 
 def _record(demo: Demo, dataset: Path) -> None:

@@ -34,6 +34,8 @@ class Learner(Protocol):
 
     def to_json(self) -> dict[str, Any]: ...
 
+    def to(self, device: torch.device) -> Any: ...
+
     def state_dict(self) -> dict[str, torch.Tensor]: ...
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> Any: ...
@@ -57,10 +59,12 @@ def train(
     """
     identity = {**learner.to_json(), "training": {"steps": config.steps, "batch_size": config.batch_size, "seed": config.seed}}
     torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    learner.to(device)
     first = _resume(learner, run, identity)
     metrics = _read_metrics(run, first)
     embeddings = torch.from_numpy(contract.embeddings())
-    generator = torch.Generator()
+    generator = torch.Generator(device)
     window: list[dict[str, torch.Tensor]] = []
     started = time.monotonic()
     for step in range(first + 1, config.steps + 1):
@@ -76,16 +80,25 @@ def train(
             row = {"step": step, **row, "steps_per_second": (step - first) / (time.monotonic() - started)}
             metrics.append(row)
             window.clear()
+            _write_metrics(run, metrics)
             if progress:
                 progress(step, config.steps, row)
         if step % config.checkpoint_every == 0 or step == config.steps:
-            _write_metrics(run, metrics)
             groups = {
                 "model": {**learner.model.state_dict(), "language_table": embeddings},
                 "training": {**learner.state_dict(), **_optimizer_tensors(learner)},
             }
             save_checkpoint(run, step, {**identity, "step": step}, groups)
     return metrics
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
 
 
 def _resume(learner: Learner, run: Path, identity: dict[str, Any]) -> int:

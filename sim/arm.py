@@ -24,14 +24,17 @@ TOOL = 0.065 + 0.1364  # from the wrist's centre to the point between the finger
 JOINT_LOW = np.array([-3.14159, -1.8849, -2.1467, -3.14159, -1.7453, -3.14159])
 JOINT_HIGH = np.array([3.14159, 1.9896, 1.6057, 3.14159, 2.1468, 3.14159])
 JOINT_FORCE = [20.0, 30.0, 25.0, 10.0, 10.0, 6.0]
+JOINT_GAIN = [0.3] * 6
+JOINT_STEP = 0.8  # radians a control step: 4 rad/s, a little over the real joints' 3.1
 
 FINGER_CLOSED, FINGER_OPEN = 0.001, 0.037  # a finger's distance from the middle, metres
-GRIP_FORCE = 8.0  # newtons a finger: holds a 50 g block through fast moves without crushing it into the other finger
-CENTRING_FORCE = 30.0
+# Each finger is a spring towards its commanded place, not a velocity motor: two motors that saturate leave a held block free to
+# wander sideways, and 5 mm deep in a finger, as the contact solver converges slowly against them.
+GRIP_STIFFNESS, GRIP_DAMPING, GRIP_LIMIT = 400.0, 8.0, 10.0  # N/m (8 N on a 4 cm block), N s/m, N
 
 POINTING_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 HAND_LINK, LEFT_FINGER, RIGHT_FINGER = 5, 6, 7
-JOINTS = list(range(8))
+ARM_JOINTS, FINGERS = list(range(6)), [LEFT_FINGER, RIGHT_FINGER]
 
 
 def rotation_from_rpy(roll: float, pitch: float, yaw: float) -> np.ndarray:
@@ -91,33 +94,51 @@ class Arm:
     def __init__(self, client: PhysicsClient) -> None:
         self._client = client
         self.body = client.loadURDF(str(URDF), useFixedBase=True, flags=pybullet.URDF_MAINTAIN_LINK_ORDER)
-        for finger in (LEFT_FINGER, RIGHT_FINGER):
+        client.setJointMotorControlArray(self.body, FINGERS, pybullet.VELOCITY_CONTROL, forces=[0.0, 0.0])
+        for finger in FINGERS:
             client.changeDynamics(self.body, finger, lateralFriction=1.5, frictionAnchor=True)
         self._joints = self.HOME.copy()
 
-    def place(self, position: np.ndarray, rotation: np.ndarray, opening: float) -> None:
-        """Teleport to a tool pose (before an episode). Raises ValueError when it is out of reach."""
+    def place(self, position: np.ndarray, rotation: np.ndarray) -> None:
+        """Teleport to a tool pose with an open gripper (before an episode). Raises ValueError when it is out of reach."""
         joints = inverse_kinematics(position, rotation, self.HOME)
         if joints is None:
             raise ValueError(f"the arm cannot start at {position}: out of reach")
-        self._joints, finger = joints, _finger_position(opening)
-        for joint, angle in enumerate([*joints, finger, finger]):
+        self._joints = joints
+        for joint, angle in enumerate([*joints, FINGER_OPEN, FINGER_OPEN]):
             self._client.resetJointState(self.body, joint, angle)
-        self._send(joints, finger)
 
     def solve(self, position: np.ndarray, rotation: np.ndarray) -> np.ndarray | None:
-        """Joint angles [6] for a tool pose, near the present ones; None when it is out of reach."""
-        return inverse_kinematics(position, rotation, self._joints)
+        """Joint angles [6] for a tool pose; None when it is out of reach, or a joint would have to turn too far in one step (near a
+        wrist singularity, where neighbouring poses have distant joint angles).
+        """
+        joints = inverse_kinematics(position, rotation, self._joints)
+        return None if joints is None or np.abs(joints - self._joints).max() > JOINT_STEP else joints
 
     def move(self, joints: np.ndarray | None, opening: float, substeps: int) -> None:
         """Drive to joint angles [6] (None: stay) and a gripper opening over `substeps` physics steps."""
         start, goal = self._joints, self._joints if joints is None else joints
-        finger = _finger_position(opening)
+        finger = FINGER_CLOSED + opening * (FINGER_OPEN - FINGER_CLOSED)
         for substep in range(substeps):
-            if substep % 4 == 0:
-                self._send(start + (goal - start) * min(1.0, (substep + 4) / (substeps - 4)), finger)
+            if substep % 4 == 0:  # the target arrives four substeps early, for the joints to catch up
+                angles = start + (goal - start) * min(1.0, (substep + 4) / (substeps - 4))
+                self._client.setJointMotorControlArray(
+                    self.body,
+                    ARM_JOINTS,
+                    pybullet.POSITION_CONTROL,
+                    targetPositions=angles.tolist(),
+                    forces=JOINT_FORCE,
+                    positionGains=JOINT_GAIN,
+                )
+            self._squeeze(finger)
             self._client.stepSimulation()
         self._joints = goal
+
+    def _squeeze(self, finger: float) -> None:
+        states = self._client.getJointStates(self.body, FINGERS)
+        forces = [GRIP_STIFFNESS * (finger - state[0]) - GRIP_DAMPING * state[1] for state in states]
+        limited = [min(GRIP_LIMIT, max(-GRIP_LIMIT, force)) for force in forces]
+        self._client.setJointMotorControlArray(self.body, FINGERS, pybullet.TORQUE_CONTROL, forces=limited)
 
     def tool_pose(self) -> tuple[np.ndarray, np.ndarray]:
         """Measured tool position [3] and Bridge orientation [3,3] in the base frame."""
@@ -127,25 +148,6 @@ class Arm:
 
     def opening(self) -> float:
         """Measured gripper opening, 0 closed to 1 open."""
-        fingers = self._client.getJointStates(self.body, [LEFT_FINGER, RIGHT_FINGER])
+        fingers = self._client.getJointStates(self.body, FINGERS)
         mean = (fingers[0][0] + fingers[1][0]) / 2
         return min(1.0, max(0.0, (mean - FINGER_CLOSED) / (FINGER_OPEN - FINGER_CLOSED)))
-
-    def _send(self, joints: np.ndarray, finger: float) -> None:
-        """Set the motors' targets. The right finger presses; the left one, stiffer, keeps to the mean of both. Two equal motors would
-        balance each other, and a held block would wander sideways with both fingers.
-        """
-        left, right = self._client.getJointStates(self.body, [LEFT_FINGER, RIGHT_FINGER])
-        middle = (left[0] + right[0]) / 2
-        self._client.setJointMotorControlArray(
-            self.body,
-            JOINTS,
-            pybullet.POSITION_CONTROL,
-            targetPositions=[*joints.tolist(), middle, finger],
-            forces=[*JOINT_FORCE, CENTRING_FORCE, GRIP_FORCE],
-            positionGains=[0.3] * 6 + [0.3, 0.2],
-        )
-
-
-def _finger_position(opening: float) -> float:
-    return FINGER_CLOSED + opening * (FINGER_OPEN - FINGER_CLOSED)

@@ -69,7 +69,7 @@ class Expert:
         self._intent = intended(self._env.layout)
         self._detour: np.ndarray | None = None
         self._mood_left = int(rng.uniform(0.15, 0.35) * limit)
-        draw, mistake = rng.uniform(), 0.91 * sloppy**1.2
+        draw, mistake = rng.uniform(), 0.88 * sloppy**1.2
         if draw < mistake:
             self._intent = self._mistaken(self._intent)
             self._mood_left = int(rng.uniform(0.25, 0.6) * limit)
@@ -99,7 +99,7 @@ class Expert:
             return replace(intent, goal_offset=tuple((-error if kind == "short" else error) * along))
         # An open gripper spans a block, so a small error ends in a near miss; closed fingers and a wide handle need a larger one.
         angle, size = rng.uniform(-math.pi, math.pi), rng.uniform(0.03, 0.05)
-        size += {"reach": 0.018, "push": 0.018, "drawer": 0.035}.get(self._env.task.name, 0.0)
+        size += {"reach": 0.008, "push": 0.018, "drawer": 0.035}.get(self._env.task.name, 0.0)
         return replace(intent, offset=(size * math.cos(angle), size * math.sin(angle)))
 
     def _aim(self, view: View) -> Waypoint:

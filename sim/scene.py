@@ -154,8 +154,7 @@ class Scene:
 
     def settle(self) -> None:
         """Let everything come to rest, then put the blocks to sleep: until touched they cost no contact solving."""
-        for _ in range(SUBSTEPS):
-            self._client.stepSimulation()
+        self.arm.move(None, 1.0, SUBSTEPS)
         sleep = pybullet.ACTIVATION_STATE_ENABLE_SLEEPING | pybullet.ACTIVATION_STATE_SLEEP
         for name, body in self.bodies.items():
             if name in BLOCKS:

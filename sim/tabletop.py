@@ -88,7 +88,7 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.scene = Scene(self._client, self.layout.poses)
         self._position = np.array([rng.uniform(0.21, 0.31), rng.uniform(-0.09, 0.09), rng.uniform(0.16, 0.23)])
         self._rotation = rotation_from_rpy(0.0, 0.0, rng.uniform(-0.3, 0.3))
-        self.scene.arm.place(self._position, self._rotation, opening=1.0)
+        self.scene.arm.place(self._position, self._rotation)
         self.scene.settle()
         self._held = 0
         return self._observation(), self._info(False, np.zeros(7, np.float32))

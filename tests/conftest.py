@@ -7,7 +7,6 @@ import os
 # Set before anything imports a numerical library: the machines are small and often busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np

@@ -45,6 +45,10 @@ class Critic(nn.Module):
     def action_spec(self) -> ActionSpec:
         return self.contract.action_spec
 
+    @property
+    def device(self) -> torch.device:
+        return self.edges.device
+
     def encode(self, observations: Observations) -> torch.Tensor:
         """Batched raw observations -> z [B,Z]."""
         return self.encoder(self.encoder.tensors(observations))

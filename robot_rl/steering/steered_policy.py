@@ -33,6 +33,11 @@ class SteeredPolicy:
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
         self.last_decision: Decision | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Of the critic, and of the generator that `sample` is given; the policy must be there too."""
+        return self.critic.device
+
     def reset(self) -> None:
         self.policy.reset()
 

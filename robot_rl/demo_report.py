@@ -1,0 +1,84 @@
+"""The demo's report: which episodes of the evaluation it shows, and the recording of them, once more, with a camera."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from policies import ActionSpec
+from robot_rl.evaluation import Block, EpisodeOutcome, EvaluationResult, EvaluationSettings, run_block
+from robot_rl.evaluation.evaluate import PolicyFactory
+from robot_rl.evaluation.pool import run_jobs
+from robot_rl.evaluation.report import ReportData, write_report
+
+IMAGE_SIZE = 160
+EXPLANATION = (
+    "Six tabletop tasks, told apart by their instructions. A diffusion policy was cloned from demonstrations of which only some are "
+    "good, and a critic learned from the same data, without ever seeing the policy, what leads to success. Steered, the policy "
+    "proposes {samples} action chunks at each decision and acts on the one that the critic values most. The control, random, acts on "
+    "any one of as many: what it gains, it does not owe to the critic. All arms start from the same states, which no training saw."
+)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Runs a block as the evaluation did, with a camera that no policy looks at; keeps the frames of one episode."""
+
+    arms: Mapping[str, PolicyFactory]
+    settings: EvaluationSettings
+
+    def __call__(self, job: tuple[Block, int]) -> EpisodeOutcome:
+        block, seed = job
+        outcomes = run_block(self.arms[block.arm](), self.settings, block, record=True)
+        return next(outcome for outcome in outcomes if outcome.seed == seed)
+
+
+def write_demo_report(
+    path: Path,
+    arms: Mapping[str, PolicyFactory],
+    settings: EvaluationSettings,
+    evaluation: EvaluationResult,
+    spec: ActionSpec,
+    curves: Mapping[str, Path],
+    num_samples: int,
+    workers: int,
+) -> None:
+    """Record the chosen episodes and write the page. settings: the evaluation's, with a camera. curves: heading -> metrics.jsonl."""
+    chosen = _choose_pairs(evaluation)
+    jobs = [
+        (block, seed)
+        for env_id, seed in chosen
+        for block in settings.blocks(["base", "steered"])
+        if block.env_id == env_id and 0 <= seed - settings.seed - block.first < block.count
+    ]
+    recorded = {
+        (job[0].arm, outcome.env_id, outcome.seed): outcome
+        for job, outcome in run_jobs(Recorder(arms, settings), jobs, workers)
+    }
+    steered = [outcome for outcomes in evaluation.outcomes["steered"].values() for outcome in outcomes]
+    traces = [next((o for o in steered if o.success is success and len(o.values) > 2), None) for success in (True, False)]
+    data = ReportData(
+        title="Steering a cloned policy with a critic",
+        explanation=EXPLANATION.format(samples=num_samples),
+        result=evaluation.to_json(),
+        control_hz=spec.control_hz,
+        decision_seconds=spec.chunk / spec.control_hz,
+        curves={name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in curves.items()},
+        value_traces=[trace for trace in traces if trace],
+        videos=[(recorded[("base", *pair)], recorded[("steered", *pair)]) for pair in chosen],
+        commands=("make demo",),
+    )
+    write_report(path, data)
+
+
+def _choose_pairs(evaluation: EvaluationResult) -> list[tuple[str, int]]:
+    """(environment, seed): an episode that steering rescued in each of up to four tasks, and one that it did not."""
+    base, steered = evaluation.outcomes["base"], evaluation.outcomes["steered"]
+    rescued, lost = [], []
+    for env_id in base:
+        pairs = list(zip(base[env_id], steered[env_id], strict=True))
+        rescued += [(env_id, b.seed) for b, s in pairs if s.success and not b.success][:1]
+        lost += [(env_id, b.seed) for b, s in pairs if not s.success][:1]
+    return [*rescued[:4], *lost[-1:]]

@@ -1,0 +1,242 @@
+"""The command line: it starts at once, shows its defaults, and answers a mistake with one line and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import RldsWriter, Store
+from policies import checkpoint
+from policies.config import DiffusionConfig, EncoderConfig
+from robot_rl.cli import main
+from robot_rl.config import CloningConfig, TrainingConfig
+from robot_rl.critic import CriticConfig
+from robot_rl.recipes import train_critic, train_policy
+from tests.conftest import ACTION, make_episodes, make_store
+
+BRIDGE = Path(__file__).parents[3] / "shared" / "data" / "bridge_dataset" / "1.0.0"
+TINY = TrainingConfig(steps=2, batch_size=4, checkpoint_every=1)
+VECTORS = EncoderConfig(inputs=("state", "proprio"), vector_features=8)
+
+
+def fails(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    """Run the command; it must exit with 2 and one line on stderr, which is returned."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("robot-rl: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["demo"],
+        ["data"],
+        ["data", "inspect"],
+        ["data", "convert"],
+        ["train", "critic"],
+        ["train", "policy"],
+        ["evaluate"],
+        ["bench", "sim"],
+    ],
+    ids=" ".join,
+)
+def test_help_loads_nothing_heavy(command):
+    code = (
+        "import sys\nfrom robot_rl.cli import main\n"
+        f"try:\n    main({[*command, '--help']!r})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'pybullet', 'zarr', 'cv2', 'diffusers', 'gymnasium', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    if command in (["evaluate"], ["train", "critic"], ["demo"]):
+        assert "(default: " in shown.stdout
+
+
+def test_help_answers_within_half_a_second():
+    """The fastest of several: a busy machine is no reason to fail, a heavy import always is."""
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "robot_rl.cli", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A policy and a critic for tabletop actions, trained for two steps on synthetic data with the tabletop's shapes."""
+    import gymnasium
+
+    import sim
+    from robot_rl.collect import Demonstration, action_description, record
+
+    folder = tmp_path_factory.mktemp("trained")
+    env_id = sim.TASKS["reach"]
+    assert gymnasium.spec(env_id)
+    with RldsWriter(folder / "reach", action_description(env_id)) as writer:
+        for seed in range(3):
+            writer.add(record(Demonstration(env_id, 1.0, seed)))
+    assert main(["data", "convert", str(folder / "reach"), "--out", str(folder / "store")]) == 0
+    train_policy(folder / "store", folder / "policy", DiffusionConfig(encoder=VECTORS, hidden=8), CloningConfig(), TINY)
+    train_critic(folder / "store", folder / "critic", CriticConfig(encoder=VECTORS, hidden=8, members=2), TINY)
+    return folder
+
+
+def test_record_convert_train_evaluate(trained, tmp_path, capsys):
+    """The whole chain on real simulator data; what is written is what the JSON promises."""
+    found = tmp_path / "found.json"
+    arguments = ["--policy", trained / "policy", "--critic", trained / "critic", "--env", "Tabletop-Reach-v0", "--episodes", 3]
+    arguments += ["--seed", 5, "--num-samples", 2, "--workers", 1, "--json", found]
+    assert main(["evaluate", *map(str, arguments)]) == 0
+    values = json.loads(found.read_text())
+    for arm in ("base", "steered", "random"):
+        assert [outcome["seed"] for outcome in values["arms"][arm]["outcomes"]] == [5, 6, 7]
+        assert (
+            0 <= values["arms"][arm]["interval"][0] <= values["arms"][arm]["success_rate"] <= values["arms"][arm]["interval"][1]
+        )
+    assert {"difference", "difference_interval", "mcnemar_p"} <= values["steered_vs_base"].keys()
+    assert list(tmp_path.iterdir()) == [found]
+
+
+@pytest.mark.skipif(not BRIDGE.is_dir(), reason="the BridgeData slice is not here (../shared/data)")
+def test_real_open_x_data_from_inspection_to_a_policy(tmp_path):
+    found, store = tmp_path / "inspected.json", tmp_path / "store"
+    assert main(["data", "inspect", str(BRIDGE), "--json", str(found)]) == 0
+    values = json.loads(found.read_text())
+    assert (values["episodes"], values["steps"], values["transitions"]) == (25, 250, 225)
+    assert sum(values["instructions"].values()) == 25
+    assert set(values["statistics"]) == {"mean", "std", "min", "max", "q01", "q99"}
+    assert main(["data", "convert", str(BRIDGE), "--out", str(store)]) == 0
+    assert Store.open(store).statistics["action"] == values["statistics"]
+    common = ["--data", str(store), "--steps", "2", "--batch-size", "4"]
+    assert main(["train", "critic", *common, "--out", str(tmp_path / "critic"), "--algorithm", "calql"]) == 0
+    assert main(["train", "policy", *common, "--out", str(tmp_path / "policy")]) == 0
+    assert json.loads((tmp_path / "critic" / "step_00000002" / "config.json").read_text())["contract"]["datasets"] == [
+        "bridge_dataset"
+    ]
+
+
+def test_missing_things_are_named(tmp_path, capsys, trained):
+    assert "nothing" in fails(capsys, "data", "inspect", tmp_path / "nothing")
+    assert "nothing" in fails(capsys, "data", "convert", tmp_path / "nothing", "--out", tmp_path / "store")
+    assert "convert" in fails(capsys, "train", "critic", "--data", tmp_path / "nothing", "--out", tmp_path / "run")
+    pair = ("--policy", trained / "policy", "--critic", trained / "critic")
+    assert "Tabletop-Lift-v0" in fails(capsys, "evaluate", *pair, "--env", "Tabletop-Juggle-v0")
+    assert "no checkpoint" in fails(capsys, "evaluate", "--policy", tmp_path, "--critic", trained / "critic")
+    assert "not a policy" in fails(capsys, "evaluate", "--policy", trained / "critic", "--critic", trained / "critic")
+    assert "not a critic" in fails(capsys, "evaluate", "--policy", trained / "policy", "--critic", trained / "policy")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_critic_for_other_actions_is_refused(tmp_path, capsys, trained, store):
+    train_critic(store.path, tmp_path / "critic", CriticConfig(encoder=VECTORS, hidden=8, members=2), TINY)
+    assert "names" in fails(capsys, "evaluate", "--policy", trained / "policy", "--critic", tmp_path / "critic")
+    other = make_store(tmp_path / "other", {**ACTION, "control_hz": 10.0})
+    train_critic(other.path, tmp_path / "fast", CriticConfig(encoder=VECTORS, hidden=8, members=2), TINY)
+    train_policy(store.path, tmp_path / "policy", DiffusionConfig(encoder=VECTORS, hidden=8), CloningConfig(), TINY)
+    assert "control_hz" in fails(capsys, "evaluate", "--policy", tmp_path / "policy", "--critic", tmp_path / "fast")
+
+
+def test_damaged_data_are_named(tmp_path, capsys):
+    with RldsWriter(tmp_path / "moves", ACTION) as writer:
+        for episode in make_episodes(4):
+            writer.add(episode)
+    (record,) = (tmp_path / "moves").rglob("*.tfrecord*")
+    whole = record.read_bytes()
+    record.write_bytes(whole[: len(whole) // 2])
+    assert record.name in fails(capsys, "data", "convert", tmp_path / "moves", "--out", tmp_path / "store")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    record.write_bytes(bytes(flipped))
+    assert record.name in fails(capsys, "data", "inspect", tmp_path / "moves")
+    (features,) = (tmp_path / "moves").rglob("features.json")
+    record.write_bytes(whole)
+    features.write_text(features.read_text().replace('"action"', '"acted"'))
+    assert "action" in fails(capsys, "data", "convert", tmp_path / "moves", "--out", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_nan_in_actions_is_named(tmp_path, capsys):
+    import data.episode
+
+    bad = make_episodes(2)[1]
+    bad.actions[3, 1] = np.nan
+    validate = data.episode.Episode.validate
+    data.episode.Episode.validate = lambda episode: episode  # our own writer refuses NaN, others' do not
+    try:
+        with RldsWriter(tmp_path / "moves", ACTION) as writer:
+            writer.add(make_episodes(1)[0])
+            writer.add(bad)
+    finally:
+        data.episode.Episode.validate = validate
+    assert "step 3" in fails(capsys, "data", "convert", tmp_path / "moves", "--out", tmp_path / "store")
+    assert (
+        main(
+            [
+                "data",
+                "convert",
+                str(tmp_path / "moves"),
+                "--out",
+                str(tmp_path / "store"),
+                "--skip-bad",
+                "--language",
+                "dataset",
+            ]
+        )
+        == 0
+    )
+    assert Store.open(tmp_path / "store").counts["episodes"] == 1
+
+
+def test_a_full_disk_loses_nothing(tmp_path, capsys, store, monkeypatch):
+    run = tmp_path / "run"
+    arguments = [
+        "train",
+        "policy",
+        "--data",
+        store.path,
+        "--out",
+        run,
+        "--steps",
+        4,
+        "--checkpoint-every",
+        2,
+        "--batch-size",
+        4,
+    ]
+    write = Path.write_bytes
+    written = []
+
+    def full(path: Path, content: bytes) -> int:
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "No space left" in fails(capsys, *arguments)
+    monkeypatch.undo()
+    assert checkpoint.latest_checkpoint(run).name == "step_00000002"
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+    assert main([str(argument) for argument in arguments]) == 0
+    assert checkpoint.latest_checkpoint(run).name == "step_00000004"
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path, capsys, trained):
+    shutil.copytree(trained / "critic", tmp_path / "critic")
+    weights = tmp_path / "critic" / "step_00000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-64])
+    assert "damaged" in fails(capsys, "evaluate", "--policy", trained / "policy", "--critic", tmp_path / "critic")
