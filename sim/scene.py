@@ -41,6 +41,10 @@ _COLOURS = {
 }
 
 
+Vector = tuple[float, float, float]
+Box = tuple[Vector, Vector, str]  # size, centre, colour's name
+
+
 @dataclass(frozen=True)
 class Pose:
     """Where an object rests: x, y in metres and yaw in radians, on the table in the robot's base frame."""
@@ -67,23 +71,26 @@ class Scene:
     def _build(self, name: str, pose: Pose) -> int:
         if name in BLOCKS:
             half = BLOCK_SIZE / 2
-            body = self._body(0.05, [((BLOCK_SIZE,) * 3, (0, 0, 0), name)], (pose.x, pose.y, half), pose.yaw)
+            body = self._body(0.05, [((BLOCK_SIZE, BLOCK_SIZE, BLOCK_SIZE), (0, 0, 0), name)], (pose.x, pose.y, half), pose.yaw)
             self._client.changeDynamics(body, -1, lateralFriction=0.9)
             return body
         if name == "bowl":
             return self._bowl(pose)
         if name == "zone":
-            boxes = [((ZONE_SIZE, ZONE_SIZE, 0.002), (0, 0, 0.001), "zone")]
+            boxes: list[Box] = [((ZONE_SIZE, ZONE_SIZE, 0.002), (0, 0, 0.001), "zone")]
             return self._body(0, boxes, (pose.x, pose.y, 0), pose.yaw, collides=False)
         return self._cabinet(pose)
 
-    def _body(self, mass, boxes, position=(0, 0, 0), yaw=0.0, collides=True) -> int:
+    def _body(
+        self, mass: float, boxes: list[Box], position: Vector = (0, 0, 0), yaw: float = 0.0, collides: bool = True
+    ) -> int:
         """A rigid body of boxes (size, centre, colour)."""
         visual, collision = self._shapes(boxes, collides)
         orientation = self._client.getQuaternionFromEuler([0, 0, yaw])
         return self._client.createMultiBody(mass, collision, visual, position, orientation)
 
-    def _shapes(self, boxes, collides=True, yaws=None) -> tuple[int, int]:
+    def _shapes(self, boxes: list[Box], collides: bool = True, yaws: list[float] | None = None) -> tuple[int, int]:
+        """A compound's visual and collision shape (-1 without); `yaws` turn the boxes about their own centres."""
         turns = [self._client.getQuaternionFromEuler([0, 0, yaw]) for yaw in yaws or [0.0] * len(boxes)]
         shape = {
             "shapeTypes": [pybullet.GEOM_BOX] * len(boxes),
@@ -106,13 +113,13 @@ class Scene:
         """Eight walls and a floor, concave yet made of boxes; too heavy to move, because its contacts with the table cost most."""
         radius, width = BOWL_RADIUS, 2 * BOWL_RADIUS * math.tan(math.pi / 8) + 0.006
         yaws = [i * math.pi / 4 for i in range(8)]
-        walls = [
+        walls: list[Box] = [
             ((0.006, width, BOWL_HEIGHT), (radius * math.cos(yaw), radius * math.sin(yaw), BOWL_HEIGHT / 2), "bowl")
             for yaw in yaws
         ]
-        floor = [((2 * radius, width, BOWL_FLOOR), (0, 0, BOWL_FLOOR / 2), "bowl")]
+        floor: list[Box] = [((2 * radius, width, BOWL_FLOOR), (0, 0, BOWL_FLOOR / 2), "bowl")]
         visual, _ = self._shapes(walls + floor * 4, collides=False, yaws=yaws + yaws[:4])
-        plate = [((1.4 * radius, 1.4 * radius, BOWL_FLOOR), (0, 0, BOWL_FLOOR / 2), "bowl")]
+        plate: list[Box] = [((1.4 * radius, 1.4 * radius, BOWL_FLOOR), (0, 0, BOWL_FLOOR / 2), "bowl")]
         collision = self._shapes(walls + plate, yaws=[*yaws, 0.0])[1]
         turn = self._client.getQuaternionFromEuler([0, 0, pose.yaw])
         return self._client.createMultiBody(0, collision, visual, [pose.x, pose.y, 0], turn)
@@ -121,8 +128,8 @@ class Scene:
         """A fixed cabinet whose drawer slides out towards the robot; the pose is the middle of the front's foot."""
         shell = self._shapes([((0.16, 0.20, 0.10), (0.08, 0, 0.05), "cabinet")])
         knob = HANDLE_REACH - 0.012
-        tray = [((0.13, 0.004, 0.05), (knob + 0.08, side * 0.075, -0.005), "front") for side in (1, -1)]
-        solid = [
+        tray: list[Box] = [((0.13, 0.004, 0.05), (knob + 0.08, side * 0.075, -0.005), "front") for side in (1, -1)]
+        solid: list[Box] = [
             ((0.012, 0.17, 0.075), (HANDLE_REACH - 0.006, 0, -0.005), "front"),
             ((0.044, 0.012, 0.026), (0, 0, 0), "handle"),
             ((0.008, 0.034, 0.034), (-0.022, 0, 0), "handle"),
