@@ -19,7 +19,7 @@ class EncoderConfig:
 
     inputs: tuple[str, ...] = ()  # observation keys; none means what the data have: state, else image_primary, and proprio
     image_encoder: ImageEncoderName = "resnet_small"  # small for a CPU; resnet34 is V-GPS's
-    vector_features: int = 256  # width of the branch for proprio and state
+    vector_features: int = 128  # width of the branch for proprio and state
 
 
 @dataclass(frozen=True)

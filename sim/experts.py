@@ -59,7 +59,8 @@ class Expert:
     def _begin(self) -> None:
         self._scene = self._env.scene
         sloppy = 1.0 - self._quality
-        self._speed = self._rng.uniform(0.85, 1.0) - sloppy * self._rng.uniform(0.1, 0.5)
+        # About 2.5 cm a step, as people move a WidowX; the bound is twice that.
+        self._speed = self._rng.uniform(0.45, 0.6) - sloppy * self._rng.uniform(0.05, 0.2)
         self._opening = 1.0
         self._mood_left = 0
 

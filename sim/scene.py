@@ -17,7 +17,7 @@ from sim.arm import LEFT_FINGER, RIGHT_FINGER, Arm
 from sim.client import PhysicsClient
 
 BLOCKS = ("red block", "green block", "blue block")
-OBJECTS = (*BLOCKS, "bowl", "zone", "drawer")  # the order of the state vector's slots
+OBJECTS = (*BLOCKS, "bowl", "zone", "drawer")
 SYMMETRY = {**dict.fromkeys(BLOCKS, 4), "bowl": 0, "zone": 4, "drawer": 1}  # how often a full turn repeats the object
 
 BLOCK_SIZE = 0.04

@@ -23,7 +23,12 @@ from sim.tasks import TASK_TABLE, Layout
 
 CAMERAS = ("primary", "wrist")
 SLOT = ("present", "from tool x", "from tool y", "from tool z", "x", "y", "z", "sin yaw", "cos yaw", "held")
-STATE_NAMES = (*(f"{name}: {value}" for name in OBJECTS for value in SLOT), "drawer opening")
+SLOTS = ("target", "second", "third", "fourth")
+STATE_NAMES = (
+    *(f"{slot}: {value}" for slot in SLOTS for value in SLOT),
+    *(f"second from target {axis}" for axis in "xyz"),
+    "drawer opening",
+)
 
 ACTION_HIGH = np.array([0.05, 0.05, 0.05, 0.25, 0.25, 0.25, 1.0], np.float32)
 ACTION_LOW = np.array([-0.05, -0.05, -0.05, -0.25, -0.25, -0.25, 0.0], np.float32)
@@ -36,8 +41,11 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
     """One task on the table. `sim.TASKS` lists the registered ids; time limits come from Gymnasium's registration.
 
     Observations: `image_primary`, `image_wrist` uint8 [H,W,3] for the chosen cameras; `proprio` float32 [7] = tool x, y, z, roll,
-    pitch, yaw, gripper opening; `state` float32 [61] as `STATE_NAMES`; `instruction`. Yaw in `state` is relative to the gripper's
-    and multiplied by the object's symmetry, and is (0, 1) for the round bowl; "held" is the share of fingers touching.
+    pitch, yaw, gripper opening; `state` float32 [44] as `STATE_NAMES`; `instruction`. The state is the simulator's own knowledge:
+    its slots are ordered by their part in the task (the object that is asked for, then the goal where there is one, then the rest),
+    so that who learns from it needs the instruction for the task only; who learns from images needs it for the object too. Yaw in
+    `state` is relative to the gripper's and multiplied by the object's symmetry, and is (0, 1) for the round bowl; "held" is the
+    share of fingers touching; absent objects are zeros.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -45,7 +53,7 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         "render_fps": 5,
         "control_hz": 5.0,
         "action_names": ("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
-        "action_units": ("m", "m", "m", "rad", "rad", "rad", "1"),
+        "action_units": ("m", "m", "m", "rad", "rad", "rad", "open"),
         "action_frame": "end_effector_delta_base",
         "state_names": STATE_NAMES,
     }
@@ -135,14 +143,15 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         return {**images, "proprio": proprio, "state": self._state(tool, yaw), "instruction": self.layout.instruction}
 
     def _state(self, tool: np.ndarray, tool_yaw: float) -> np.ndarray:
-        state = np.zeros((len(OBJECTS), len(SLOT)), np.float32)
-        for slot, name in zip(state, OBJECTS, strict=True):
-            if name in self.scene.bodies:
-                position = np.clip(self.scene.position(name), -1.0, 1.0)  # a block that fell off the table falls for long
-                angle = SYMMETRY[name] * (self.scene.yaw(name) - tool_yaw)
-                held = self.scene.fingers_on(name) / 2 if name in (*BLOCKS, "drawer") else 0.0
-                slot[:] = (1.0, *(position - tool), *position, math.sin(angle), math.cos(angle), held)
-        return np.append(state, np.float32(self.scene.drawer_opening()))
+        state = np.zeros((len(SLOTS), len(SLOT)), np.float32)
+        ordered = dict.fromkeys((self.layout.target, self.layout.goal, *OBJECTS))
+        names = [name for name in ordered if name in self.scene.bodies]
+        for slot, name in zip(state, names, strict=False):
+            position = np.clip(self.scene.position(name), -1.0, 1.0)  # a block that fell off the table falls for long
+            angle = SYMMETRY[name] * (self.scene.yaw(name) - tool_yaw)
+            held = self.scene.fingers_on(name) / 2 if name in (*BLOCKS, "drawer") else 0.0
+            slot[:] = (1.0, *(position - tool), *position, math.sin(angle), math.cos(angle), held)
+        return np.concatenate([state.ravel(), state[1, 4:7] - state[0, 4:7], [self.scene.drawer_opening()]]).astype(np.float32)
 
     def render(self) -> np.ndarray | None:
         """The primary camera at 256 x 256, for people and videos."""

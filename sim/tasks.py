@@ -197,10 +197,10 @@ TASK_TABLE = {
     task.name: task
     for task in (
         Task("reach", "Tabletop-Reach-v0", 30, 1, _REACH, _blocks_only, _touched),
-        Task("push", "Tabletop-Push-v0", 45, 2, _PUSH, _blocks_and_zone, _pushed),
-        Task("lift", "Tabletop-Lift-v0", 35, 2, _LIFT, _blocks_only, _lifted),
-        Task("bowl", "Tabletop-Bowl-v0", 50, 2, _BOWL, _blocks_and_bowl, _in_bowl),
-        Task("stack", "Tabletop-Stack-v0", 50, 2, _STACK, _blocks_only, _stacked),
-        Task("drawer", "Tabletop-Drawer-v0", 45, 2, _DRAWER, _blocks_and_drawer, _opened),
+        Task("push", "Tabletop-Push-v0", 60, 2, _PUSH, _blocks_and_zone, _pushed),
+        Task("lift", "Tabletop-Lift-v0", 45, 2, _LIFT, _blocks_only, _lifted),
+        Task("bowl", "Tabletop-Bowl-v0", 60, 2, _BOWL, _blocks_and_bowl, _in_bowl),
+        Task("stack", "Tabletop-Stack-v0", 60, 2, _STACK, _blocks_only, _stacked),
+        Task("drawer", "Tabletop-Drawer-v0", 50, 2, _DRAWER, _blocks_and_drawer, _opened),
     )
 }

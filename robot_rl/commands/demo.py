@@ -14,9 +14,9 @@ class Demo:
     """
 
     out: Path = Path("runs/demo")  # where everything goes
-    demonstrations: int = 200  # of each of the six tasks
-    policy_steps: int = 12_000  # gradient steps
-    critic_steps: int = 12_000  # gradient steps
+    demonstrations: int = 400  # of each of the six tasks
+    policy_steps: int = 6_000  # gradient steps
+    critic_steps: int = 6_000  # gradient steps
     episodes: int = 50  # of each task and each arm in the evaluation
     seed: int = 0
     workers: int = 2  # processes

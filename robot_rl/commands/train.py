@@ -24,7 +24,8 @@ class TrainCritic:
         from robot_rl.recipes import train_critic
 
         with training_progress("critic") as progress:
-            train_critic(self.data, self.out, self.critic, self.training, progress)
+            metrics = train_critic(self.data, self.out, self.critic, self.training, progress)
+        _say(self.out, metrics[-1])
 
 
 @dataclass(frozen=True)
@@ -42,4 +43,12 @@ class TrainPolicy:
         from robot_rl.recipes import train_policy
 
         with training_progress("policy") as progress:
-            train_policy(self.data, self.out, self.policy, self.cloning, self.training, progress)
+            metrics = train_policy(self.data, self.out, self.policy, self.cloning, self.training, progress)
+        _say(self.out, metrics[-1])
+
+
+def _say(out: Path, last: dict[str, float]) -> None:
+    from robot_rl.console import console
+
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name not in ("step", "steps_per_second"))
+    console.print(f"{out} is trained to step {last['step']:.0f}: {numbers} (all of it in {out}/metrics.jsonl)", highlight=False)

@@ -19,11 +19,11 @@ class CriticConfig:
     chunk: int = 4  # actions scored together, H
     members: int = 4  # of the ensemble, E
     hidden: int = 256
-    depth: int = 3  # hidden layers of each member
+    depth: int = 2  # hidden layers of each member
     head: Literal["scalar", "hl_gauss"] = "scalar"  # hl_gauss: values as a categorical distribution
     bins: int = 101  # of the hl_gauss head, from -1 forever to 0
-    tau: float = 0.005  # of the target network's moving average
-    learning_rate: float = 3e-4
+    tau: float = 0.01  # of the target network's moving average
+    learning_rate: float = 5e-4
     expectile: float = 0.8  # iql
     actor_learning_rate: float = 1e-4  # cql, calql: of the actor that proposes actions
     alpha: float = 5.0  # cql, calql: weight of the conservative penalty

@@ -99,9 +99,15 @@ def test_the_gripper_is_absolute_and_one_is_open() -> None:
 def test_state_has_one_layout_for_all_tasks(env_id: str) -> None:
     env = gym.make(env_id, cameras=())
     observation, _ = env.reset(seed=0)
+    layout = env.unwrapped.layout  # type: ignore[attr-defined]
     state = dict(zip(STATE_NAMES, observation["state"].tolist(), strict=True))
     present = {key.split(":")[0] for key, value in state.items() if key.endswith("present") and value == 1.0}
-    assert present == set(env.unwrapped.layout.poses)  # type: ignore[attr-defined]
+    assert len(present) == len(layout.poses)
+    target = env.unwrapped.scene.position(layout.target)  # type: ignore[attr-defined]
+    np.testing.assert_allclose([state[f"target: {axis}"] for axis in "xyz"], target, atol=1e-6)
+    if layout.goal != layout.target:
+        goal = env.unwrapped.scene.position(layout.goal)  # type: ignore[attr-defined]
+        np.testing.assert_allclose([state[f"second from target {axis}"] for axis in "xyz"], goal - target, atol=1e-6)
     for name in present:
         relative = [state[f"{name}: from tool {axis}"] for axis in "xyz"]
         absolute = [state[f"{name}: {axis}"] for axis in "xyz"]

@@ -1,0 +1,14 @@
+from .conversion import Conversion as Conversion
+from .conversion import convert as convert
+from .episode import Episode as Episode
+from .errors import InputError as InputError
+from .inspection import inspect as inspect
+from .inspection import render as render
+from .language import LanguageEncoder as LanguageEncoder
+from .normalizer import Normalizer as Normalizer
+from .rlds_writer import RldsWriter as RldsWriter
+from .sampler import ChunkSampler as ChunkSampler
+from .source import EpisodeSource as EpisodeSource
+from .source import open_rlds as open_rlds
+from .statistics import compute_statistics as compute_statistics
+from .store import Store as Store
