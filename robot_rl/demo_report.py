@@ -57,20 +57,35 @@ def write_demo_report(
         (job[0].arm, outcome.env_id, outcome.seed): outcome
         for job, outcome in run_jobs(Recorder(arms, settings), jobs, workers)
     }
-    steered = [outcome for outcomes in evaluation.outcomes["steered"].values() for outcome in outcomes]
-    traces = [next((o for o in steered if o.success is success and len(o.values) > 2), None) for success in (True, False)]
     data = ReportData(
         title="Steering a cloned policy with a critic",
         explanation=EXPLANATION.format(samples=num_samples),
         result=evaluation.to_json(),
         control_hz=spec.control_hz,
         decision_seconds=spec.chunk / spec.control_hz,
-        curves={name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in curves.items()},
-        value_traces=[trace for trace in traces if trace],
+        curves={name: _curve(file) for name, file in curves.items()},
+        value_traces=_choose_traces(evaluation),
         videos=[(recorded[("base", *pair)], recorded[("steered", *pair)]) for pair in chosen],
         commands=("make demo",),
     )
     write_report(path, data)
+
+
+def _curve(metrics: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in rows]
+
+
+def _choose_traces(evaluation: EvaluationResult) -> list[EpisodeOutcome]:
+    """A success and a failure of the steered policy, both of the task whose successes take the most decisions."""
+    best: list[EpisodeOutcome] = []
+    for outcomes in evaluation.outcomes["steered"].values():
+        successes = sorted((o for o in outcomes if o.success and o.values), key=lambda o: len(o.values))
+        failures = [o for o in outcomes if not o.success and o.values]
+        found = [*successes[len(successes) // 2 :][:1], *failures[:1]]
+        if (len(found), len(found[0].values) if found else 0) > (len(best), len(best[0].values) if best else 0):
+            best = found
+    return best
 
 
 def _choose_pairs(evaluation: EvaluationResult) -> list[tuple[str, int]]:
