@@ -11,9 +11,8 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pybullet
 
-from sim.client import PhysicsClient
+from sim.client import PhysicsClient, pybullet
 
 URDF = Path(__file__).parent / "assets" / "widowx.urdf"
 

@@ -1,14 +1,31 @@
 """A connection to one physics world of its own, so that many environments live in a process without knowing each other.
 
-pybullet_utils.BulletClient does the same, but makes PyBullet print "argv[0]=" on standard output at every connection.
+pybullet_utils.BulletClient does the same, but makes PyBullet print "argv[0]=" on standard output at every connection. Everything
+here imports `pybullet` from this module, which keeps it from announcing its build time in every process.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+from types import ModuleType
 from typing import Any
 
-import pybullet
+
+def _import_silently() -> ModuleType:
+    """The announcement is written by C code, past sys.stderr: the descriptor itself is turned away for a moment."""
+    kept, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    try:
+        import pybullet
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silence)
+    return pybullet
+
+
+pybullet: Any = _import_silently()
 
 
 class PhysicsClient:

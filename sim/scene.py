@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pybullet
 
 from sim.arm import LEFT_FINGER, RIGHT_FINGER, Arm
-from sim.client import PhysicsClient
+from sim.client import PhysicsClient, pybullet
 
 BLOCKS = ("red block", "green block", "blue block")
 OBJECTS = (*BLOCKS, "bowl", "zone", "drawer")
