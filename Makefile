@@ -2,8 +2,7 @@
 
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell command -v python$(v))) python3)
 BIN := .venv/bin
-# One thread a process: the work is spread over processes, and OpenMP's spinning costs 10x on a busy machine.
-export OMP_WAIT_POLICY := PASSIVE
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow lock clean
 demo: .venv/.core
@@ -22,14 +21,14 @@ test-slow: .venv/.dev
 .venv/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit(f"robot-rl needs Python 3.10-3.12, found {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	@echo "Setting up .venv (some minutes the first time) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@test -e .venv/.made || { $(PYTHON) -m venv --clear .venv && touch .venv/.made; }
+	@$(PIP) torch
+	@$(PIP) -e .
 	@touch $@
 
 .venv/.dev: .venv/.core
 	@echo "Adding the test tools ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
 # Resolve constraints.txt anew for every supported Python.

@@ -6,6 +6,7 @@ Only standard-library, tyro and config modules are imported before a command run
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -52,6 +53,8 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
+    # Before torch is imported: threads that spin while they wait cost 10x on a machine that is busy otherwise.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Any = tyro.cli(
         Command,
         prog="robot-rl",
@@ -66,10 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not about a file of the user's
         return _fail(
-            f"{error.filename or 'disk'}: {error.strerror}; nothing that was complete is lost, free space or choose another --out"
+            f"{error.filename or 'disk'}: {error.strerror}; nothing that was complete is lost, make room or choose another path"
         )
     except KeyboardInterrupt:
         print("stopped; the same command resumes", file=sys.stderr)
