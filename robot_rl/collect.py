@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,8 @@ def record(demonstration: Demonstration) -> Episode:
 
 def record_all(demonstrations: Sequence[Demonstration], workers: int = 2) -> Iterator[Episode]:
     """Episodes in the order of the plan, recorded by `workers` processes."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    # Ctrl-C reaches the whole group; the parent decides.
+    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap(record, demonstrations, chunksize=4)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import signal
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -39,6 +42,7 @@ def run_demo(demo: Demo) -> None:
     dataset, store = demo.out / "tabletop_mixed", demo.out / "store"
     policy, critic = demo.out / "policy", demo.out / "critic"
     report, results = demo.out / "report.html", demo.out / "results.json"
+    _claim(demo)
     if not dataset.is_dir():
         _record(demo, dataset)
     if not is_store(store):
@@ -76,6 +80,21 @@ def run_demo(demo: Demo) -> None:
         )
         write_json(results, values)
     Console().print(f"report: {report}\nnumbers: {results}", highlight=False)
+
+
+def _claim(demo: Demo) -> None:
+    """Note the settings in the folder, so that another demo's stages are not taken for this one's."""
+    settings = {name: value for name, value in asdict(demo).items() if name not in ("out", "workers")}
+    noted = demo.out / "settings.json"
+    if not noted.exists():
+        if demo.out.is_dir() and any(demo.out.iterdir()):
+            raise InputError(f"{demo.out}: exists and holds no demo; choose another --out")
+        write_json(noted, settings)
+    elif (before := json.loads(noted.read_text())) != settings:
+        changed = next(name for name in settings if settings[name] != before.get(name))
+        raise InputError(
+            f"{demo.out}: holds a demo with {changed} {before.get(changed)}, not {settings[changed]}; choose another --out or remove it"
+        )
 
 
 def _record(demo: Demo, dataset: Path) -> None:
@@ -138,6 +157,7 @@ def _train_critic(demo: Demo, store: Path, out: Path, messages: Any) -> None:
 
 def _guarded(name: str, messages: Any, job: Any, settings: TrainingConfig) -> None:
     """Run a training job in its process, telling the parent of its progress or its failure."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
 
     def show(step: int, steps: int, row: Mapping[str, float]) -> None:
         if step < steps:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from robot_rl.cli import main
+
 SMALL = ["--demonstrations", "3", "--policy-steps", "60", "--critic-steps", "60", "--episodes", "2"]
 
 
@@ -34,7 +36,7 @@ def finish(out: Path) -> dict:
     return {name: values[name] for name in ("arms", "tasks", "steered_vs_base", "aggregate")}
 
 
-def test_the_demo_makes_its_table_and_its_page(tmp_path):
+def test_the_demo_makes_its_table_and_its_page(tmp_path, capsys):
     values = finish(tmp_path / "demo")
     assert set(values["arms"]) == {"base", "steered", "random"}
     assert len(values["tasks"]) == 6
@@ -45,6 +47,8 @@ def test_the_demo_makes_its_table_and_its_page(tmp_path):
     started = time.perf_counter()
     assert finish(tmp_path / "demo") == values
     assert time.perf_counter() - started < 30, "a finished demo has only its table to print"
+    assert main(["demo", "--out", str(tmp_path / "demo"), *SMALL[:-1], "3"]) == 2  # another demo does not take its place
+    assert "episodes 2, not 3" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow
