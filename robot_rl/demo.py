@@ -24,7 +24,7 @@ from robot_rl.commands.demo import Demo
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.console import console, counting_progress, evaluation_progress, progress_bar, write_json
 from robot_rl.critic import CriticConfig, load_critic
-from robot_rl.demo_report import IMAGE_SIZE, write_demo_report
+from robot_rl.demo_report import write_demo_report
 from robot_rl.evaluation import EvaluationSettings, results_table
 from robot_rl.evaluation.steering import environment_ids, evaluate_steering, make_arms
 from robot_rl.recipes import train_critic, train_policy
@@ -67,11 +67,10 @@ def run_demo(demo: Demo) -> None:
     if not report.exists():
         console.print("recording videos and writing the report ...")
         spec = steered_spec(load_policy(policy).action_spec, load_critic(critic).action_spec)
-        camera = {"cameras": ("primary",), "image_size": IMAGE_SIZE}
         write_demo_report(
             report,
             make_arms(policy, critic, STEERING),
-            EvaluationSettings(environment_ids("tabletop"), demo.episodes, seed, spec.chunk, camera),
+            EvaluationSettings(environment_ids("tabletop"), demo.episodes, seed, spec.chunk, {"cameras": ()}),
             evaluation,
             spec,
             {"Critic": critic / "metrics.jsonl", "Policy": policy / "metrics.jsonl"},

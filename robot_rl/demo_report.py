@@ -13,7 +13,6 @@ from robot_rl.evaluation.evaluate import PolicyFactory
 from robot_rl.evaluation.pool import run_jobs
 from robot_rl.evaluation.report import ReportData, write_report
 
-IMAGE_SIZE = 160
 EXPLANATION = (
     "Six tabletop tasks, told apart by their instructions. A diffusion policy was cloned from demonstrations of which only some are "
     "good, and a critic learned from the same data, without ever seeing the policy, what leads to success. Steered, the policy "
@@ -24,14 +23,14 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class Recorder:
-    """Runs a block as the evaluation did, with a camera that no policy looks at; keeps the frames of one episode."""
+    """Runs a block as the evaluation did, rendering one of its episodes, which is returned."""
 
     arms: Mapping[str, PolicyFactory]
     settings: EvaluationSettings
 
     def __call__(self, job: tuple[Block, int]) -> EpisodeOutcome:
         block, seed = job
-        outcomes = run_block(self.arms[block.arm](), self.settings, block, record=True)
+        outcomes = run_block(self.arms[block.arm](), self.settings, block, record=[seed])
         return next(outcome for outcome in outcomes if outcome.seed == seed)
 
 
@@ -45,7 +44,7 @@ def write_demo_report(
     num_samples: int,
     workers: int,
 ) -> None:
-    """Record the chosen episodes and write the page. settings: the evaluation's, with a camera. curves: heading -> metrics.jsonl."""
+    """Record the chosen episodes and write the page. settings: the evaluation's. curves: heading -> metrics.jsonl."""
     chosen = _choose_pairs(evaluation)
     jobs = [
         (block, seed)

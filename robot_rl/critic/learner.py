@@ -91,7 +91,7 @@ class IQLLearner(CriticLearner):
             "value_loss": value_loss,
             "q": target_q.mean(),
             "value": value.mean(),
-            "advantage_std": advantage.std(),
+            "advantage_std": advantage.std(correction=0),
         }
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,8 +60,8 @@ class EvaluationSettings:
         ]
 
 
-def run_block(policy: Policy, settings: EvaluationSettings, block: Block, record: bool = False) -> list[EpisodeOutcome]:
-    """Run one block. With `record`, the very episodes that were counted can be seen again, frame by frame."""
+def run_block(policy: Policy, settings: EvaluationSettings, block: Block, record: Collection[int] = ()) -> list[EpisodeOutcome]:
+    """Run one block. The seeds in `record` are rendered: the very episodes that were counted can be seen again."""
     name = f"{settings.seed}/{block.arm}/{block.env_id}/{block.first}"
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return rollout(

@@ -220,7 +220,7 @@ def _videos(data: ReportData) -> str:
     pairs = []
     for base, steered in data.videos:
         if base.frames is None or steered.frames is None:
-            raise InputError(f"{base.env_id} seed {base.seed}: no frames for its video; run the block with record=True")
+            raise InputError(f"{base.env_id} seed {base.seed}: no frames for its video; run its block with record=[seed]")
         # Both hold their last frame until the longer one ends, so that they start over together.
         length = max(len(base.frames), len(steered.frames)) + round(HOLD_SECONDS * data.control_hz)
         clips = "".join(_clip(arm, e, length, data.control_hz, budget) for arm, e in ((BASE, base), ("steered", steered)))

@@ -7,7 +7,7 @@ an environment that has finished leaves the batch. Spreading rollouts over proce
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +69,8 @@ class _Episode:
 
     def __init__(self, env_id: str, seed: int, env_kwargs: Mapping[str, Any], record: bool) -> None:
         # The checker compares observations with spaces at every step; tests/ hold the environments to their contract instead.
+        if record:
+            env_kwargs = {**env_kwargs, "render_mode": "rgb_array"}
         self.env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
         self.outcome = EpisodeOutcome(env_id, seed)
         self.running = True
@@ -118,11 +120,7 @@ class _Episode:
     def _see(self, observation: Mapping[str, Any]) -> None:
         self.observation = observation
         if self.frames is not None:
-            if "image_primary" not in observation:
-                raise InputError(
-                    f"{self.outcome.env_id}: nothing to record, no image_primary; ask for the primary camera in env_kwargs"
-                )
-            self.frames.append(np.array(observation["image_primary"], dtype=np.uint8))
+            self.frames.append(np.array(self.env.render(), dtype=np.uint8))
 
     def _finish(self) -> None:
         self.running = False
@@ -143,15 +141,15 @@ def rollout(
     generator_seed: int,
     execute: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
-    record: bool = False,
+    record: Collection[int] = (),
     on_step: Callable[[Step], None] | None = None,
 ) -> list[EpisodeOutcome]:
     """One episode for each of `seeds` (handed to `env.reset`), in their order.
 
     execute: how many actions of each chunk are carried out before the next decision, all H by default. generator_seed: of the
-    policy's random numbers, for all episodes together, on `policy.device` where the policy has one, else on the CPU. record: keep
-    `image_primary` of each step. InputError: unknown environment, an `execute` outside 1..H, actions of another size than the
-    environment's, no camera to record.
+    policy's random numbers, for all episodes together, on `policy.device` where the policy has one, else on the CPU. record: seeds
+    whose episodes are rendered (`render_mode="rgb_array"`) at every step. InputError: unknown environment, an `execute` outside 1..H,
+    actions of another size than the environment's.
     """
     chunk = policy.action_spec.chunk
     execute = chunk if execute is None else execute
@@ -162,7 +160,7 @@ def rollout(
     episodes: list[_Episode] = []
     try:
         for seed in seeds:
-            episodes.append(_Episode(env_id, seed, env_kwargs or {}, record))
+            episodes.append(_Episode(env_id, seed, env_kwargs or {}, seed in record))
             _check_action_size(policy, episodes[-1].env)
             episodes[-1].reset()
         while live := [episode for episode in episodes if episode.running]:

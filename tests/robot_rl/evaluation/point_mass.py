@@ -7,7 +7,7 @@ import signal
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -21,12 +21,12 @@ HORIZON = 12
 class PointMass(gymnasium.Env):
     """Success when |position - goal| < 0.1. Seeds ending in `crash_at_step`'s digit crash there; `delay` seconds a step."""
 
-    def __init__(
-        self, cameras: tuple[str, ...] = ("primary",), crash: str = "", delay: float = 0.0, seed_digit: int = 3
-    ) -> None:
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 5}  # type: ignore[misc]
+
+    def __init__(self, crash: str = "", delay: float = 0.0, seed_digit: int = 3, render_mode: str | None = None) -> None:
         self.observation_space = gymnasium.spaces.Dict({"state": gymnasium.spaces.Box(-10, 10, (2,), np.float32)})
         self.action_space = gymnasium.spaces.Box(-0.5, 0.5, (1,), np.float32)
-        self.cameras, self.crash, self.delay, self.seed_digit = cameras, crash, delay, seed_digit
+        self.crash, self.delay, self.seed_digit, self.render_mode = crash, delay, seed_digit, render_mode
         self.applied: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -50,15 +50,15 @@ class PointMass(gymnasium.Env):
             raise RuntimeError("simulator\nexploded")
 
     def _observe(self) -> dict[str, Any]:
-        observation: dict[str, Any] = {
+        return {
             "state": np.array([self.position, self.goal], np.float32),
             "instruction": f"go to {'left' if self.goal < 0 else 'right'}",
         }
-        if "primary" in self.cameras:
-            image = np.zeros((16, 20, 3), np.uint8)
-            image[:, int(np.clip((self.position + 2) * 5, 0, 19))] = 255
-            observation["image_primary"] = image
-        return observation
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        image = np.zeros((16, 20, 3), np.uint8)
+        image[:, int(np.clip((self.position + 2) * 5, 0, 19))] = 255
+        return image if self.render_mode == "rgb_array" else None
 
 
 class Endless(PointMass):

@@ -59,8 +59,8 @@ def check(page: str) -> Balanced:
 def data() -> ReportData:
     arms = {"base": Make(0.8), "steered": Make(0.05), "random": Make(0.8)}
     result = evaluate(arms, ENVS, 20, seed=0, workers=1, env_kwargs={"crash": "step"}).to_json()
-    base = rollout(Homing(0.8), ENVS[0], [1, 2], 0, record=True)
-    steered = rollout(Homing(0.0, judged=True), ENVS[0], [1, 2], 0, record=True)
+    base = rollout(Homing(0.8), ENVS[0], [1, 2], 0, record=[1, 2])
+    steered = rollout(Homing(0.0, judged=True), ENVS[0], [1, 2], 0, record=[1, 2])
     curve = [{"step": step, "td_loss": 10.0 / (1 + step), "q_mean": float(step)} for step in range(1000)]
     return ReportData(
         title="Steering <script>alert(1)</script>",
