@@ -5,15 +5,19 @@ Policies and critics hold one each and never share it: an action passes from one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import nn
 
+from data.errors import InputError
 from data.language import LanguageEncoder
 from data.normalizer import Kind, Normalizer
 from policies.base import ActionSpec
+from policies.checkpoint import read_config, read_tensors
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,18 @@ class DataContract:
 
     def with_chunk(self, chunk: int) -> DataContract:
         return replace(self, action_spec=replace(self.action_spec, chunk=chunk))
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load_trained(checkpoint: Path, what: str, build: Callable[[Mapping[str, Any], DataContract], Module]) -> Module:
+    """The model of a step folder: `build` makes it from its config and contract, then its weights are loaded. InputError if damaged."""
+    values, tensors = read_config(checkpoint), read_tensors(checkpoint, "model")
+    try:
+        contract = DataContract.from_json(values["contract"], tensors.pop("language_table").numpy())
+        module = build(values["config"], contract)
+        module.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{checkpoint}: not a {what} of this version ({str(error).splitlines()[0]})") from error
+    return module.eval()

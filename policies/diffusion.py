@@ -13,11 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.errors import InputError
 from policies.base import ActionSpec, Observations
-from policies.checkpoint import read_config, read_tensors
 from policies.config import DiffusionConfig, config_from_json
-from policies.contract import DataContract
+from policies.contract import DataContract, load_trained
 from policies.encoder import ObservationEncoder
 
 
@@ -123,12 +121,6 @@ class DiffusionPolicy(nn.Module):
     @classmethod
     def load(cls, checkpoint: Path) -> DiffusionPolicy:
         """The policy of a step folder; InputError when the folder is damaged."""
-        values = read_config(checkpoint)
-        tensors = read_tensors(checkpoint, "model")
-        try:
-            contract = DataContract.from_json(values["contract"], tensors.pop("language_table").numpy())
-            policy = cls(config_from_json(DiffusionConfig, values["config"]), contract)
-            policy.load_state_dict(tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{checkpoint}: not a diffusion policy of this version ({str(error).splitlines()[0]})") from error
-        return policy.eval()
+        return load_trained(
+            checkpoint, "diffusion policy", lambda config, contract: cls(config_from_json(DiffusionConfig, config), contract)
+        )

@@ -15,9 +15,9 @@ from torch import nn
 
 from data.errors import InputError
 from policies.base import ActionSpec, Observations
-from policies.checkpoint import read_config, read_tensors, resolve_checkpoint
+from policies.checkpoint import read_config, resolve_checkpoint
 from policies.config import config_from_json
-from policies.contract import DataContract
+from policies.contract import DataContract, load_trained
 from policies.encoder import ObservationEncoder
 from robot_rl.critic.config import CriticConfig
 from robot_rl.critic.losses import hl_gauss_value
@@ -79,14 +79,10 @@ class Critic(nn.Module):
 def load_critic(path: Path | str, device: str = "cpu") -> Critic:
     """The target network of a trained critic, from its run folder or one step of it; InputError when there is none."""
     checkpoint = resolve_checkpoint(path)
-    values = read_config(checkpoint)
-    if values.get("family") != "critic":
-        raise InputError(f"{path}: holds a {values.get('family')!r}, not a critic; give the folder of `robot-rl train critic`")
-    tensors = read_tensors(checkpoint, "model")
-    try:
-        contract = DataContract.from_json(values["contract"], tensors.pop("language_table").numpy())
-        critic = Critic(config_from_json(CriticConfig, values["config"]), contract)
-        critic.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{checkpoint}: not a critic of this version ({str(error).splitlines()[0]})") from error
-    return critic.to(device).eval()
+    family = read_config(checkpoint).get("family")
+    if family != "critic":
+        raise InputError(f"{path}: holds a {family!r}, not a critic; give the folder of `robot-rl train critic`")
+    critic = load_trained(
+        checkpoint, "critic", lambda config, contract: Critic(config_from_json(CriticConfig, config), contract)
+    )
+    return critic.to(device)
