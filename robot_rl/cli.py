@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from data.errors import InputError
-from robot_rl.commands.bench import BenchSim
+from robot_rl.commands.bench import BenchSim, BenchSteering
 from robot_rl.commands.data import DataConvert, DataInspect
 from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
@@ -39,7 +39,7 @@ class Train:
 class Bench:
     """Measure speed on this machine."""
 
-    command: Annotated[BenchSim, tyro.conf.subcommand("sim")]
+    command: Annotated[BenchSim, tyro.conf.subcommand("sim")] | Annotated[BenchSteering, tyro.conf.subcommand("steering")]
 
 
 Command = (

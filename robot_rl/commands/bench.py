@@ -16,9 +16,9 @@ class BenchSim:
     def run(self) -> None:
         from rich.console import Console
         from rich.table import Table
-        from sim.bench import bench
 
         from robot_rl.console import write_json
+        from sim.bench import bench
 
         values = bench(self.seconds)
         table = Table("measurement", "per second", title="tabletop simulator, one core")
@@ -27,3 +27,30 @@ class BenchSim:
         Console().print(table)
         if self.json:
             write_json(self.json, values)
+
+
+@dataclass(frozen=True)
+class BenchSteering:
+    """Time of one decision, steered with K candidates, as a multiple of the policy's own in the same run, on one thread."""
+
+    policy: Path  # folder that `robot-rl train policy` wrote
+    critic: Path  # folder that `robot-rl train critic` wrote
+    repeats: int = 50  # timed decisions of each variant
+    json: Path | None = None  # where to write the numbers
+
+    def run(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        from policies import load_policy
+        from robot_rl.console import write_json
+        from robot_rl.critic import load_critic
+        from robot_rl.steering.bench import bench
+
+        rows = bench(load_policy(self.policy), load_critic(self.critic), self.repeats)
+        table = Table("decision", "ms (median)", "x policy alone", title="steering, one observation, one thread")
+        for row in rows:
+            table.add_row(row["what"], f"{row['milliseconds']:.2f}", f"{row['ratio']:.2f}")
+        Console().print(table)
+        if self.json:
+            write_json(self.json, {"rows": rows})

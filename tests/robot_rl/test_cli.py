@@ -48,6 +48,7 @@ def fails(capsys: pytest.CaptureFixture, *arguments: object) -> str:
         ["train", "policy"],
         ["evaluate"],
         ["bench", "sim"],
+        ["bench", "steering"],
     ],
     ids=" ".join,
 )
@@ -60,6 +61,7 @@ def test_help_loads_nothing_heavy(command):
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
+    assert f"usage: robot-rl {' '.join(command)}".strip() in shown.stdout
     if command in (["evaluate"], ["train", "critic"], ["demo"]):
         assert "(default: " in shown.stdout
 
@@ -127,6 +129,17 @@ def test_real_open_x_data_from_inspection_to_a_policy(tmp_path):
     assert json.loads((tmp_path / "critic" / "step_00000002" / "config.json").read_text())["contract"]["datasets"] == [
         "bridge_dataset"
     ]
+
+
+def test_benchmarks_measure(tmp_path, trained):
+    """What they measure depends on the machine; that they do, and with respect to what, does not."""
+    assert main(["bench", "sim", "--seconds", "0.6", "--json", str(tmp_path / "sim.json")]) == 0
+    assert min(json.loads((tmp_path / "sim.json").read_text()).values()) > 0
+    pair = ["--policy", str(trained / "policy"), "--critic", str(trained / "critic")]
+    assert main(["bench", "steering", *pair, "--repeats", "2", "--json", str(tmp_path / "steering.json")]) == 0
+    rows = json.loads((tmp_path / "steering.json").read_text())["rows"]
+    assert rows[0]["what"] == "policy alone"
+    assert rows[0]["ratio"] == 1
 
 
 def test_missing_things_are_named(tmp_path, capsys, trained):
