@@ -1,9 +1,24 @@
-"""The one exception for a user's mistake.
+"""The one exception for a user's mistake, and the check of settings that raises it.
 
 Its text is a single line that says what is wrong, where, and what to do. The command line prints it and exits with code 2;
 every other exception is a defect of ours and keeps its traceback.
 """
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Bad input: a missing dataset, a wrong schema, a corrupt record, an incompatible checkpoint."""
+
+
+inf = float("inf")
+POSITIVE = (1, inf)
+NONNEGATIVE = (0, inf)
+RATE = (1e-12, 1e6)
+
+
+def check_settings(settings: object, **bounds: tuple[float, float]) -> None:
+    """Hold attributes of a settings object to [low, high]; InputError names the option, its value and what is allowed."""
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            allowed = f"{low:g} or more" if high == inf else f"between {low:g} and {high:g}"
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be {allowed}")

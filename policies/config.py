@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings
+
 ImageEncoderName = Literal["resnet_small", "resnet34"]
 Config = TypeVar("Config")
 
@@ -20,6 +22,9 @@ class EncoderConfig:
     inputs: tuple[str, ...] = ()  # observation keys; none means what the data have: state, else image_primary, and proprio
     image_encoder: ImageEncoderName = "resnet_small"  # small for a CPU; resnet34 is V-GPS's
     vector_features: int = 128  # width of the branch for proprio and state
+
+    def __post_init__(self) -> None:
+        check_settings(self, vector_features=POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class DiffusionConfig:
     inference_steps: int = 10  # DDIM steps at run time
     prediction: Literal["epsilon", "sample"] = "epsilon"  # what the denoiser predicts
     clip_sample: float = 1.5  # bound of a denoised action, in units of the data's range
+
+    def __post_init__(self) -> None:
+        check_settings(self, chunk=POSITIVE, hidden=POSITIVE, blocks=NONNEGATIVE, train_timesteps=POSITIVE, clip_sample=RATE)
+        check_settings(self, inference_steps=(1, self.train_timesteps))
 
 
 def config_from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:

@@ -55,16 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
     # Before torch is imported: threads that spin while they wait cost 10x on a machine that is busy otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command: Any = tyro.cli(
-        Command,
-        prog="robot-rl",
-        args=arguments,
-        description="A Q-function re-ranks and locally improves the actions of any robot policy.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
-    while hasattr(command, "command"):
-        command = command.command
     try:
+        command: Any = tyro.cli(
+            Command,
+            prog="robot-rl",
+            args=arguments,
+            description="A Q-function re-ranks and locally improves the actions of any robot policy.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+        while hasattr(command, "command"):
+            command = command.command
         command.run()
     except InputError as error:
         return _fail(str(error))

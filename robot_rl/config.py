@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -17,6 +19,10 @@ class TrainingConfig:
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto takes a GPU where there is one
     threads: int = 1  # of the CPU; more than one pays for cameras only
 
+    def __post_init__(self) -> None:
+        check_settings(self, steps=POSITIVE, batch_size=POSITIVE, seed=NONNEGATIVE, log_every=POSITIVE)
+        check_settings(self, checkpoint_every=POSITIVE, threads=POSITIVE)
+
 
 @dataclass(frozen=True)
 class CloningConfig:
@@ -24,3 +30,6 @@ class CloningConfig:
 
     learning_rate: float = 1e-3  # at the start of a cosine schedule
     average: float = 0.999  # decay of the averaged weights, which are what is kept
+
+    def __post_init__(self) -> None:
+        check_settings(self, learning_rate=RATE, average=(0, 1))

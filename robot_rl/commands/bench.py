@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.errors import POSITIVE, check_settings
+
 
 @dataclass(frozen=True)
 class BenchSim:
@@ -12,6 +14,9 @@ class BenchSim:
 
     seconds: float = 3.0  # of each measurement
     json: Path | None = None  # where to write the numbers
+
+    def __post_init__(self) -> None:
+        check_settings(self, seconds=(0.1, 3600))
 
     def run(self) -> None:
         from rich.console import Console
@@ -37,6 +42,9 @@ class BenchSteering:
     critic: Path  # folder that `robot-rl train critic` wrote
     repeats: int = 50  # timed decisions of each variant
     json: Path | None = None  # where to write the numbers
+
+    def __post_init__(self) -> None:
+        check_settings(self, repeats=POSITIVE)
 
     def run(self) -> None:
         from rich.console import Console

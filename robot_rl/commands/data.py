@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from data.errors import check_settings
+
 
 @dataclass(frozen=True)
 class DataInspect:
@@ -40,6 +42,9 @@ class DataConvert:
     gamma: float = 0.98  # discount per control step, of the returns and of every critic trained on the store
     skip_bad: bool = False  # leave out episodes that cannot be read, and say which
     overwrite: bool = False  # replace an existing store
+
+    def __post_init__(self) -> None:
+        check_settings(self, gamma=(0, 0.9999))
 
     def run(self) -> None:
         from data import LanguageEncoder, convert, inspect, render

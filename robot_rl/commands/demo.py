@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.errors import NONNEGATIVE, POSITIVE, check_settings
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -20,6 +22,10 @@ class Demo:
     episodes: int = 50  # of each task and each arm in the evaluation
     seed: int = 0
     workers: int = 2  # processes
+
+    def __post_init__(self) -> None:
+        check_settings(self, demonstrations=POSITIVE, policy_steps=POSITIVE, critic_steps=POSITIVE, episodes=POSITIVE)
+        check_settings(self, seed=NONNEGATIVE, workers=POSITIVE)
 
     def run(self) -> None:
         from robot_rl.demo import run_demo

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.errors import NONNEGATIVE, POSITIVE, check_settings
 from robot_rl.steering.config import SteeringConfig
 
 
@@ -23,6 +24,9 @@ class Evaluate:
     workers: int = 2  # processes
     json: Path | None = None  # where to write per-episode outcomes, rates, intervals and paired tests
     steering: SteeringConfig = field(default_factory=SteeringConfig)
+
+    def __post_init__(self) -> None:
+        check_settings(self, episodes=POSITIVE, seed=NONNEGATIVE, workers=POSITIVE)
 
     def run(self) -> None:
         from rich.console import Console

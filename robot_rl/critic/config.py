@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings, inf
 from policies.config import EncoderConfig
 
 Clamp = Literal["none", "policy", "all"]
@@ -32,3 +33,10 @@ class CriticConfig:
     importance_sampling: bool = True  # cql, calql: subtract each drawn action's log-density
     max_target_backup: bool = True  # cql, calql: back up the best of the next actions
     clamp: Clamp = "policy"  # calql: which drawn actions are held above the Monte-Carlo return
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, chunk=POSITIVE, members=POSITIVE, hidden=POSITIVE, depth=POSITIVE, bins=(2, inf), num_actions=POSITIVE
+        )
+        check_settings(self, tau=(0, 1), learning_rate=RATE, actor_learning_rate=RATE, expectile=(0, 1), alpha=NONNEGATIVE)
+        check_settings(self, temperature=RATE)

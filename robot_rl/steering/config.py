@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings
+
 
 @dataclass(frozen=True)
 class SteeringConfig:
@@ -18,3 +20,7 @@ class SteeringConfig:
     step_size: float = 3e-4  # of the ascent, in the critic's units (the data fill [-1, 1])
     normalized_step: bool = False  # scale the gradient so that step_size is the largest move, instead of PA-RL's plain step
     trust_region: float = 0.05  # the farthest an entry may move from where it was sampled, in the critic's units
+
+    def __post_init__(self) -> None:
+        check_settings(self, num_samples=POSITIVE, temperature=NONNEGATIVE, ascent_steps=NONNEGATIVE, keep=POSITIVE)
+        check_settings(self, step_size=RATE, trust_region=RATE)

@@ -142,6 +142,25 @@ def test_benchmarks_measure(tmp_path, trained):
     assert rows[0]["ratio"] == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "wrong", "says"),
+    [
+        (["train", "critic", "--data", "d", "--out", "o"], ["--chunk", "0"], "--chunk is 0; it must be 1 or more"),
+        (["train", "critic", "--data", "d", "--out", "o"], ["--expectile", "5"], "between 0 and 1"),
+        (["train", "critic", "--data", "d", "--out", "o"], ["--steps", "0"], "--steps"),
+        (["train", "policy", "--data", "d", "--out", "o"], ["--inference-steps", "1000"], "between 1 and 100"),
+        (["evaluate", "--policy", "p", "--critic", "c"], ["--num-samples", "0"], "--num-samples"),
+        (["evaluate", "--policy", "p", "--critic", "c"], ["--temperature", "-1"], "--temperature"),
+        (["evaluate", "--policy", "p", "--critic", "c"], ["--workers", "0"], "--workers"),
+        (["data", "convert", "d", "--out", "o"], ["--gamma", "2"], "--gamma"),
+        (["demo"], ["--episodes", "0"], "--episodes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_setting_out_of_range_is_named(capsys, command, wrong, says):
+    assert says in fails(capsys, *command, *wrong)
+
+
 def test_missing_things_are_named(tmp_path, capsys, trained):
     assert "nothing" in fails(capsys, "data", "inspect", tmp_path / "nothing")
     assert "nothing" in fails(capsys, "data", "convert", tmp_path / "nothing", "--out", tmp_path / "store")
