@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from data.errors import InputError
+
 console = Console(stderr=True)
 
 
@@ -38,6 +40,12 @@ def training_progress(what: str) -> Iterator[Any]:
             bar.update(task, completed=step, total=steps, note=f"{loss} {row[loss]:.4f}")
 
         yield show
+
+
+def check_writable(path: Path | None) -> None:
+    """Complain before the work, not after it, when the result could not be written. InputError for a folder."""
+    if path is not None and path.is_dir():
+        raise InputError(f"--json {path}: is a folder; give a file in it, such as {path / 'results.json'}")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

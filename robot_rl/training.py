@@ -6,10 +6,12 @@ checkpoint to go on exactly as if it had never stopped.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,39 +59,57 @@ def train(
     draw: (generator, batch size) -> batch. Raises InputError when the folder holds a run with other settings, or when the loss is no
     longer finite.
     """
-    identity = {**learner.to_json(), "training": {"steps": config.steps, "batch_size": config.batch_size, "seed": config.seed}}
-    torch.set_num_threads(config.threads)
-    device = _device(config.device)
-    learner.to(device)
-    first = _resume(learner, run, identity)
-    metrics = _read_metrics(run, first)
-    embeddings = torch.from_numpy(contract.embeddings())
-    generator = torch.Generator(device)
-    window: list[dict[str, torch.Tensor]] = []
-    started = time.monotonic()
-    for step in range(first + 1, config.steps + 1):
-        generator.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0] >> 1))
-        batch = draw(np.random.default_rng([config.seed, step]), config.batch_size)
-        window.append({name: value.detach() for name, value in learner.update(batch, generator).items()})
-        if step % config.log_every == 0 or step == config.steps:
-            row = {name: float(torch.stack([entry[name] for entry in window]).mean()) for name in window[0]}
-            if not all(np.isfinite(list(row.values()))):
-                raise InputError(
-                    f"{run}: training diverged before step {step} ({row}); lower the learning rate or check the data"
-                )
-            row = {"step": step, **row, "steps_per_second": (step - first) / (time.monotonic() - started)}
-            metrics.append(row)
-            window.clear()
-            _write_metrics(run, metrics)
-            if progress:
-                progress(step, config.steps, row)
-        if step % config.checkpoint_every == 0 or step == config.steps:
-            groups = {
-                "model": {**learner.model.state_dict(), "language_table": embeddings},
-                "training": {**learner.state_dict(), **_optimizer_tensors(learner)},
-            }
-            save_checkpoint(run, step, {**identity, "step": step}, groups)
-    return metrics
+    with _locked(run):
+        identity = {
+            **learner.to_json(),
+            "training": {"steps": config.steps, "batch_size": config.batch_size, "seed": config.seed},
+        }
+        torch.set_num_threads(config.threads)
+        device = _device(config.device)
+        learner.to(device)
+        first = _resume(learner, run, identity)
+        metrics = _read_metrics(run, first)
+        embeddings = torch.from_numpy(contract.embeddings())
+        generator = torch.Generator(device)
+        window: list[dict[str, torch.Tensor]] = []
+        started = time.monotonic()
+        for step in range(first + 1, config.steps + 1):
+            generator.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0] >> 1))
+            batch = draw(np.random.default_rng([config.seed, step]), config.batch_size)
+            window.append({name: value.detach() for name, value in learner.update(batch, generator).items()})
+            if step % config.log_every == 0 or step == config.steps:
+                row = {name: float(torch.stack([entry[name] for entry in window]).mean()) for name in window[0]}
+                if not all(np.isfinite(list(row.values()))):
+                    raise InputError(
+                        f"{run}: training diverged before step {step} ({row}); lower the learning rate or check the data"
+                    )
+                row = {"step": step, **row, "steps_per_second": (step - first) / (time.monotonic() - started)}
+                metrics.append(row)
+                window.clear()
+                _write_metrics(run, metrics)
+                if progress:
+                    progress(step, config.steps, row)
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                groups = {
+                    "model": {**learner.model.state_dict(), "language_table": embeddings},
+                    "training": {**learner.state_dict(), **_optimizer_tensors(learner)},
+                }
+                save_checkpoint(run, step, {**identity, "step": step}, groups)
+        return metrics
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; the system lets go of the lock even when this one is killed."""
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run}: is a file; choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{run}: another process is training here; wait for it, or choose another --out") from None
+        yield
 
 
 def _device(name: str) -> torch.device:

@@ -22,9 +22,10 @@ class BenchSim:
         from rich.console import Console
         from rich.table import Table
 
-        from robot_rl.console import write_json
+        from robot_rl.console import check_writable, write_json
         from sim.bench import bench
 
+        check_writable(self.json)
         values = bench(self.seconds)
         table = Table("measurement", "per second", title="tabletop simulator, one core")
         for name, value in values.items():
@@ -51,10 +52,11 @@ class BenchSteering:
         from rich.table import Table
 
         from policies import load_policy
-        from robot_rl.console import write_json
+        from robot_rl.console import check_writable, write_json
         from robot_rl.critic import load_critic
         from robot_rl.steering.bench import bench
 
+        check_writable(self.json)
         rows = bench(load_policy(self.policy), load_critic(self.critic), self.repeats)
         table = Table("decision", "ms (median)", "x policy alone", title="steering, one observation, one thread")
         for row in rows:

@@ -23,8 +23,9 @@ class DataInspect:
         from rich.console import Console
 
         from data import inspect, render
-        from robot_rl.console import write_json
+        from robot_rl.console import check_writable, write_json
 
+        check_writable(self.json)
         values = inspect(self.path, self.split, skip_bad=self.skip_bad)
         Console().print(render(values))
         if self.json:

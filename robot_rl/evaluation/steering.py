@@ -64,9 +64,10 @@ def evaluate_steering(
     loaded_policy, loaded_critic = load_policy(policy), load_critic(critic)
     spec = steered_spec(loaded_policy.action_spec, loaded_critic.action_spec)
     env_ids = environment_ids(env)
+    tabletop = all(env_id in sim.TASKS.values() for env_id in env_ids)
+    env_kwargs = {"cameras": cameras_of(loaded_policy, loaded_critic)} if tabletop else {}
     for env_id in env_ids:
-        _check_environment(env_id, spec)
-    tabletop = all(env_id.startswith("Tabletop-") for env_id in env_ids)
+        _check_environment(env_id, env_kwargs, spec, loaded_policy, loaded_critic)
     return evaluate(
         make_arms(policy, critic, steering),
         env_ids,
@@ -74,7 +75,7 @@ def evaluate_steering(
         seed,
         workers=workers,
         execute=spec.chunk,
-        env_kwargs={"cameras": cameras_of(loaded_policy, loaded_critic)} if tabletop else {},
+        env_kwargs=env_kwargs,
         journal=journal,
         provenance={"policy": checkpoint_digest(policy), "critic": checkpoint_digest(critic), "steering": asdict(steering)},
         on_block=on_block,
@@ -93,11 +94,27 @@ def environment_ids(env: str) -> tuple[str, ...]:
     return names
 
 
-def _check_environment(env_id: str, spec: ActionSpec) -> None:
-    """Refuse actions of another frame or rate than the environment states; one that states nothing is taken at its word."""
-    env = gymnasium.make(env_id, disable_env_checker=True)
-    metadata = env.unwrapped.metadata
+def _check_environment(env_id: str, env_kwargs: dict[str, Any], spec: ActionSpec, *models: Any) -> None:
+    """Refuse an environment without what the models look at, or with actions of another kind than theirs.
+
+    An environment that states no frame or rate is taken at its word.
+    """
+    try:
+        env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{env_id}: cannot be made for these models ({error})") from error
+    metadata, space = env.unwrapped.metadata, env.observation_space
     env.close()
+    given = {key: part.shape for key, part in space.items()} if isinstance(space, gymnasium.spaces.Dict) else {}
+    for contract in (model.contract for model in models):
+        for key in (*contract.vectors, *contract.images):
+            if key not in given:
+                raise InputError(f"{env_id}: gives no {key!r}, which a model here was trained on; it gives {', '.join(given)}")
+        for key, normalizer in contract.vectors.items():
+            if given[key] != normalizer.offset.shape:
+                raise InputError(
+                    f"{env_id}: its {key!r} has shape {given[key]}, a model here was trained on {normalizer.offset.shape}"
+                )
     stated = {
         "names": metadata.get("action_names"),
         "frame": metadata.get("action_frame"),

@@ -262,7 +262,7 @@ def test_a_full_disk_loses_nothing(tmp_path, capsys, store, monkeypatch):
     assert "No space left" in fails(capsys, *arguments)
     monkeypatch.undo()
     assert checkpoint.latest_checkpoint(run).name == "step_00000002"
-    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+    assert not list(run.glob(".*.partial"))
     assert main([str(argument) for argument in arguments]) == 0
     assert checkpoint.latest_checkpoint(run).name == "step_00000004"
 

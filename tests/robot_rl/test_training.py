@@ -78,6 +78,18 @@ def test_other_settings_are_refused_and_nothing_is_lost(store, tmp_path):
     assert weights(run) == before
 
 
+def test_two_processes_do_not_train_in_one_folder(store, tmp_path):
+    refused = []
+
+    def again(step: int, steps: int, row: object) -> None:
+        with pytest.raises(InputError, match="another process is training") as caught:
+            train_critic(store.path, tmp_path / "run", CRITICS["iql"], SMALL)
+        refused.append(caught)
+
+    train_critic(store.path, tmp_path / "run", CRITICS["iql"], SMALL, again)
+    assert len(refused) == 3
+
+
 def test_a_folder_that_holds_something_else_is_refused(store, tmp_path):
     (tmp_path / "thesis.tex").write_text("ten years of work")
     with pytest.raises(InputError, match="no training run"):
