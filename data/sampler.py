@@ -55,8 +55,12 @@ class ChunkSampler:
         if not every_start:
             last_start = np.where(np.repeat(store.success == 0, rows), self._final - horizon, last_start)
         self.starts = np.flatnonzero(row <= last_start)
-        if not len(self.starts):
-            raise InputError(f"{store.path}: no episode is long enough for a chunk of {horizon} actions; choose a shorter one")
+        longest = rows.max() - 1
+        if horizon > longest or not len(self.starts):
+            raise InputError(
+                f"{store.path}: no episode is long enough for a chunk of {horizon} actions (the longest has {longest}); choose a "
+                "shorter --chunk"
+            )
 
     def __len__(self) -> int:
         """Number of valid starts."""

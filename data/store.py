@@ -52,9 +52,9 @@ class Store:
         """Open and check a store. InputError when it is missing, damaged, truncated, or something else."""
         path = Path(path)
         if not path.is_dir():
-            raise InputError(f"{path}: no such training store; make one with `robot-rl convert`")
+            raise InputError(f"{path}: no such training store; make one with `robot-rl data convert`")
         if not is_store(path):
-            raise InputError(f"{path}: not a training store of robot-rl; make one with `robot-rl convert`")
+            raise InputError(f"{path}: not a training store of robot-rl; make one with `robot-rl data convert`")
         attributes = json.loads((path / ".zattrs").read_text())
         if attributes["robot_rl_store"] != VERSION:
             raise InputError(

@@ -17,16 +17,23 @@ from data.errors import InputError
 console = Console(stderr=True)
 
 
-def progress_bar() -> Progress:
-    return Progress(
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar a task; it stays in sight when the work is done, and makes way for the error line when it fails."""
+    columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=console,
     )
+    with Progress(*columns, console=console) as bar:
+        try:
+            yield bar
+        except BaseException:
+            bar.live.transient = True
+            raise
 
 
 @contextmanager

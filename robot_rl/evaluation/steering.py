@@ -109,7 +109,9 @@ def _check_environment(env_id: str, env_kwargs: dict[str, Any], spec: ActionSpec
     for contract in (model.contract for model in models):
         for key in (*contract.vectors, *contract.images):
             if key not in given:
-                raise InputError(f"{env_id}: gives no {key!r}, which a model here was trained on; it gives {', '.join(given)}")
+                raise InputError(
+                    f"{env_id}: gives no {key!r}, which a model here was trained on; it gives {', '.join(given) or 'no named ones'}"
+                )
         for key, normalizer in contract.vectors.items():
             if given[key] != normalizer.offset.shape:
                 raise InputError(

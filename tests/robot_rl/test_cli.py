@@ -31,9 +31,9 @@ def fails(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     """Run the command; it must exit with 2 and one line on stderr, which is returned."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("robot-rl: ")]
-    assert len(lines) == 1
-    return lines[0]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert line.startswith("robot-rl: ")
+    return line
 
 
 @pytest.mark.parametrize(
