@@ -113,7 +113,7 @@ def render(report: dict[str, Any]) -> Group:
         facts.add_row(f"[bold]{key}[/bold]", escape(value))
     actions = Table("action", "unit", *STATISTICS, title="standardised action")
     for index, name in enumerate(report["action"]["names"]):
-        numbers = (f"{report['statistics'][key][index]:.4g}" for key in STATISTICS)
+        numbers = (f"{report['statistics'][key][index]:.3g}" for key in STATISTICS)
         actions.add_row(escape(name), escape(report["action"]["units"][index]), *numbers)
     shown = list(report["instructions"].items())[:20]
     instructions = Table("instruction", "episodes", title=f"{len(report['instructions'])} instructions")
