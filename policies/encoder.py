@@ -119,7 +119,13 @@ class ObservationEncoder(nn.Module):
                     image = F.interpolate(image, self.contract.images[key], mode="area")
                 result[key] = image.contiguous(memory_format=torch.channels_last)
             else:
-                result[key] = _vector_features(value.float(), self.contract.vectors[key])
+                normalizer = self.contract.vectors[key]
+                if value.shape[1:] != normalizer.offset.shape:
+                    size = len(normalizer.offset)
+                    raise InputError(
+                        f"the observation's {key!r} has shape {tuple(value.shape)}, this model was trained on (B, {size})"
+                    )
+                result[key] = _vector_features(value.float(), normalizer)
         return result
 
     def _instruction(self, observations: Observations) -> torch.Tensor:

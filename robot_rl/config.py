@@ -15,7 +15,7 @@ class TrainingConfig:
     batch_size: int = 256
     seed: int = 0
     log_every: int = 100  # steps
-    checkpoint_every: int = 2_000  # steps
+    checkpoint_every: int = 1_000  # steps
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto takes a GPU where there is one
     threads: int = 1  # of the CPU; more than one pays for cameras only
 

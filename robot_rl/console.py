@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,16 @@ from data.errors import InputError
 console = Console(stderr=True)
 
 
+QUIET_SECONDS = 10.0
+Update = Callable[[int, "int | None", str], None]
+
+
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar a task; it stays in sight when the work is done, and makes way for the error line when it fails."""
+def progress_bars(*names: str) -> Iterator[dict[str, Update]]:
+    """A bar a name, moved by calling its (done, total, note); in a log or a pipe, a line every ten seconds instead.
+
+    The bars stay in sight when the work is done, and make way for the error line when it fails.
+    """
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -28,23 +36,63 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    moved = False
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def updater(name: str) -> Update:
+            task, spoke = bar.add_task(name, total=None, note=""), time.monotonic()
+
+            def update(done: int, total: int | None, note: str) -> None:
+                nonlocal moved, spoke
+                moved = True
+                bar.update(task, completed=done, total=total, note=note)
+                if not console.is_terminal and (done == total or time.monotonic() - spoke > QUIET_SECONDS):
+                    spoke = time.monotonic()
+                    console.print(f"{name}: {done}/{total} {note}".rstrip(), highlight=False, soft_wrap=True)
+
+            return update
+
         try:
-            yield bar
+            yield {name: updater(name) for name in names}
         except BaseException:
-            bar.live.transient = True
+            moved = False
             raise
+        finally:
+            bar.live.transient = not moved
 
 
 @contextmanager
-def training_progress(what: str) -> Iterator[Any]:
+def training_progress(what: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
     """A progress callback for robot_rl.training.train."""
-    with progress_bar() as bar:
-        task = bar.add_task(f"training the {what}", total=None, note="")
+    name = f"training the {what}"
+    with progress_bars(name) as bars:
+        yield lambda step, steps, row: bars[name](step, steps, loss_note(row))
 
-        def show(step: int, steps: int, row: Mapping[str, float]) -> None:
-            loss = "loss" if "loss" in row else "q_loss"
-            bar.update(task, completed=step, total=steps, note=f"{loss} {row[loss]:.4f}")
+
+def loss_note(row: Mapping[str, float]) -> str:
+    return f"loss {row['loss'] if 'loss' in row else row['q_loss']:.4f}"
+
+
+@contextmanager
+def counting_progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A (done, total or None) callback."""
+    with progress_bars(what) as bars:
+        yield lambda done, total: bars[what](done, total, "")
+
+
+@contextmanager
+def evaluation_progress() -> Iterator[Any]:
+    """A callback for robot_rl.evaluation.evaluate, which shows each arm's successes so far."""
+    name = "evaluating (blocks)"
+    with progress_bars(name) as bars:
+        counts: dict[str, list[int]] = {}
+
+        def show(done: int, total: int, block: Any, outcomes: Any) -> None:
+            count = counts.setdefault(block.arm, [0, 0])
+            count[0] += sum(outcome.success for outcome in outcomes)
+            count[1] += len(outcomes)
+            note = "  ".join(f"{arm} {successes}/{episodes}" for arm, (successes, episodes) in sorted(counts.items()))
+            bars[name](done, total, note)
 
         yield show
 
@@ -65,32 +113,3 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def counting_progress(what: str) -> Iterator[Any]:
-    """A (done, total or None) callback."""
-    with progress_bar() as bar:
-        task = bar.add_task(what, total=None, note="")
-
-        def show(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield show
-
-
-@contextmanager
-def evaluation_progress() -> Iterator[Any]:
-    """A callback for robot_rl.evaluation.evaluate, which shows each arm's successes so far."""
-    with progress_bar() as bar:
-        task = bar.add_task("evaluating (blocks)", total=None, note="")
-        counts: dict[str, list[int]] = {}
-
-        def show(done: int, total: int, block: Any, outcomes: Any) -> None:
-            count = counts.setdefault(block.arm, [0, 0])
-            count[0] += sum(outcome.success for outcome in outcomes)
-            count[1] += len(outcomes)
-            note = "  ".join(f"{arm} {successes}/{episodes}" for arm, (successes, episodes) in sorted(counts.items()))
-            bar.update(task, completed=done, total=total, note=note)
-
-        yield show

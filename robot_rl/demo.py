@@ -18,11 +18,12 @@ from data import RldsWriter, convert
 from data.errors import InputError
 from data.store import is_store
 from policies import load_policy
+from policies.checkpoint import latest_checkpoint, read_config
 from policies.config import DiffusionConfig
 from robot_rl.collect import action_description, plan, record_all
 from robot_rl.commands.demo import Demo
 from robot_rl.config import CloningConfig, TrainingConfig
-from robot_rl.console import console, counting_progress, evaluation_progress, progress_bar, write_json
+from robot_rl.console import console, counting_progress, evaluation_progress, loss_note, progress_bars, write_json
 from robot_rl.critic import CriticConfig, load_critic
 from robot_rl.demo_report import write_demo_report
 from robot_rl.evaluation import EvaluationSettings, results_table
@@ -110,14 +111,15 @@ def _record(demo: Demo, dataset: Path) -> None:
 
 def _train_both(demo: Demo, store: Path, policy: Path, critic: Path) -> None:
     """Policy and critic know nothing of each other: they are trained side by side, a process each."""
+    if _finished(policy, demo.policy_steps) and _finished(critic, demo.critic_steps):
+        return
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     jobs = {
         "policy": context.Process(target=_train_policy, args=(demo, store, policy, messages), daemon=True),
         "critic": context.Process(target=_train_critic, args=(demo, store, critic, messages), daemon=True),
     }
-    with progress_bar() as bar:
-        tasks = {name: bar.add_task(f"training the {name}", total=None, note="") for name in jobs}
+    with progress_bars("training the policy", "training the critic") as bars:
         for process in jobs.values():
             process.start()
         running = set(jobs)
@@ -135,22 +137,27 @@ def _train_both(demo: Demo, store: Path, policy: Path, critic: Path) -> None:
                 for process in jobs.values():
                     process.terminate()
                 raise InputError(note)
-            bar.update(tasks[name], completed=step, total=steps, note=note)
+            bars[f"training the {name}"](step, steps, note)
             if step == steps:
                 running.discard(name)
         for process in jobs.values():
             process.join()
 
 
+def _finished(run: Path, steps: int) -> bool:
+    checkpoint = latest_checkpoint(run)
+    return checkpoint is not None and int(read_config(checkpoint)["step"]) == steps
+
+
 def _train_policy(demo: Demo, store: Path, out: Path, messages: Any) -> None:
-    settings = TrainingConfig(steps=demo.policy_steps, seed=demo.seed)
+    settings = TrainingConfig(steps=demo.policy_steps, seed=demo.seed, checkpoint_every=500)
     _guarded(
         "policy", messages, lambda show: train_policy(store, out, DiffusionConfig(), CloningConfig(), settings, show), settings
     )
 
 
 def _train_critic(demo: Demo, store: Path, out: Path, messages: Any) -> None:
-    settings = TrainingConfig(steps=demo.critic_steps, seed=demo.seed)
+    settings = TrainingConfig(steps=demo.critic_steps, seed=demo.seed, checkpoint_every=500)
     _guarded("critic", messages, lambda show: train_critic(store, out, CriticConfig(), settings, show), settings)
 
 
@@ -160,7 +167,7 @@ def _guarded(name: str, messages: Any, job: Any, settings: TrainingConfig) -> No
 
     def show(step: int, steps: int, row: Mapping[str, float]) -> None:
         if step < steps:
-            messages.put((name, step, steps, f"loss {row.get('loss', row.get('q_loss')):.4f}"))
+            messages.put((name, step, steps, loss_note(row)))
 
     try:
         job(show)

@@ -73,6 +73,8 @@ def train(
         generator = torch.Generator(device)
         window: list[dict[str, torch.Tensor]] = []
         started = time.monotonic()
+        if progress and metrics:
+            progress(first, config.steps, metrics[-1])
         for step in range(first + 1, config.steps + 1):
             generator.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0] >> 1))
             batch = draw(np.random.default_rng([config.seed, step]), config.batch_size)

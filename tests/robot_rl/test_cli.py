@@ -31,8 +31,9 @@ def fails(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     """Run the command; it must exit with 2 and one line on stderr, which is returned."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    *progress, line = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert line.startswith("robot-rl: ")
+    assert all(said.startswith("training the ") for said in progress)
     return line
 
 
