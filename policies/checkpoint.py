@@ -69,9 +69,12 @@ def resolve_checkpoint(path: Path | str) -> Path:
 def read_config(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "config.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); the checkpoint is damaged, train again or restore it") from error
+    return config
 
 
 def read_tensors(checkpoint: Path, group: str) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings
+from data.errors import NONNEGATIVE, POSITIVE, RATE, InputError, check_settings
 
 ImageEncoderName = Literal["resnet_small", "resnet34"]
 Config = TypeVar("Config")
@@ -25,6 +25,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, vector_features=POSITIVE)
+        if len(set(self.inputs)) != len(self.inputs):
+            raise InputError(f"--inputs names one twice: {' '.join(self.inputs)}")
 
 
 @dataclass(frozen=True)

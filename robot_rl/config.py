@@ -32,4 +32,4 @@ class CloningConfig:
     average: float = 0.999  # decay of the averaged weights, which are what is kept
 
     def __post_init__(self) -> None:
-        check_settings(self, learning_rate=RATE, average=(0, 1))
+        check_settings(self, learning_rate=RATE, average=(0, 0.999999))

@@ -59,13 +59,13 @@ def train(
     draw: (generator, batch size) -> batch. Raises InputError when the folder holds a run with other settings, or when the loss is no
     longer finite.
     """
+    device = _device(config.device)
     with _locked(run):
         identity = {
             **learner.to_json(),
             "training": {"steps": config.steps, "batch_size": config.batch_size, "seed": config.seed},
         }
         torch.set_num_threads(config.threads)
-        device = _device(config.device)
         learner.to(device)
         first = _resume(learner, run, identity)
         metrics = _read_metrics(run, first)
@@ -92,6 +92,8 @@ def train(
                 if progress:
                     progress(step, config.steps, row)
             if step % config.checkpoint_every == 0 or step == config.steps:
+                if not all(bool(value.isfinite().all()) for value in learner.model.parameters()):
+                    raise InputError(f"{run}: training diverged before step {step}; lower the learning rate or check the data")
                 groups = {
                     "model": {**learner.model.state_dict(), "language_table": embeddings},
                     "training": {**learner.state_dict(), **_optimizer_tensors(learner)},
@@ -105,6 +107,10 @@ def _locked(run: Path) -> Iterator[None]:
     """Keep a second process out of the folder; the system lets go of the lock even when this one is killed."""
     if run.exists() and not run.is_dir():
         raise InputError(f"{run}: is a file; choose another --out")
+    if run.is_dir() and any(
+        not entry.name.startswith((".lock", ".step", ".metrics", "metrics", "step_")) for entry in run.iterdir()
+    ):
+        raise InputError(f"{run}: exists and is no training run; choose another --out")
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as file:
         try:
@@ -124,10 +130,8 @@ def _device(name: str) -> torch.device:
 
 
 def _resume(learner: Learner, run: Path, identity: dict[str, Any]) -> int:
-    checkpoint = latest_checkpoint(run) if run.is_dir() else None
+    checkpoint = latest_checkpoint(run)
     if checkpoint is None:
-        if run.is_dir() and any(entry for entry in run.iterdir() if not entry.name.startswith((".", "metrics"))):
-            raise InputError(f"{run}: exists and is no training run; choose another --out")
         return 0
     saved = read_config(checkpoint)
     step = int(saved.pop("step", 0))
@@ -182,8 +186,15 @@ def _read_metrics(run: Path, upto: int) -> list[dict[str, float]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if row["step"] <= upto]
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a record of the past, not a part of the training: what is damaged of it is left out
+        if isinstance(row, dict) and row.get("step", upto + 1) <= upto:
+            rows.append(row)
+    return rows
 
 
 def _write_metrics(run: Path, metrics: list[dict[str, float]]) -> None:

@@ -45,7 +45,7 @@ class DataConvert:
     overwrite: bool = False  # replace an existing store
 
     def __post_init__(self) -> None:
-        check_settings(self, gamma=(0, 0.9999))
+        check_settings(self, gamma=(0.01, 0.9999))
 
     def run(self) -> None:
         from data import LanguageEncoder, convert, inspect, render

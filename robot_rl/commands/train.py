@@ -25,7 +25,7 @@ class TrainCritic:
 
         with training_progress("critic") as progress:
             metrics = train_critic(self.data, self.out, self.critic, self.training, progress)
-        _say(self.out, metrics[-1])
+        _say(self.out, self.training.steps, metrics)
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class TrainPolicy:
 
         with training_progress("policy") as progress:
             metrics = train_policy(self.data, self.out, self.policy, self.cloning, self.training, progress)
-        _say(self.out, metrics[-1])
+        _say(self.out, self.training.steps, metrics)
 
 
-def _say(out: Path, last: dict[str, float]) -> None:
+def _say(out: Path, steps: int, metrics: list[dict[str, float]]) -> None:
     from robot_rl.console import console
 
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name not in ("step", "steps_per_second"))
-    console.print(f"{out} is trained to step {last['step']:.0f}: {numbers} (all of it in {out}/metrics.jsonl)", highlight=False)
+    numbers = ", ".join(
+        f"{name} {value:.4g}" for name, value in (metrics or [{}])[-1].items() if name not in ("step", "steps_per_second")
+    )
+    console.print(f"{out} is trained to step {steps}: {numbers} (all of it in {out}/metrics.jsonl)", highlight=False)

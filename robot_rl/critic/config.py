@@ -38,5 +38,7 @@ class CriticConfig:
         check_settings(
             self, chunk=POSITIVE, members=POSITIVE, hidden=POSITIVE, depth=POSITIVE, bins=(2, inf), num_actions=POSITIVE
         )
-        check_settings(self, tau=(0, 1), learning_rate=RATE, actor_learning_rate=RATE, expectile=(0, 1), alpha=NONNEGATIVE)
-        check_settings(self, temperature=RATE)
+        check_settings(
+            self, tau=(1e-6, 1), learning_rate=RATE, actor_learning_rate=RATE, expectile=(0.01, 0.99), alpha=NONNEGATIVE
+        )
+        check_settings(self, temperature=(1e-3, 1e6))

@@ -6,6 +6,7 @@ when the process was killed; it is cut off and its block runs again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -38,7 +39,7 @@ class Journal:
         data = (json.dumps(record) + "\n").encode()
         written = os.write(self._file, data)
         if written != len(data):
-            raise OSError(f"{self.path}: only {written} of {len(data)} bytes written; is the disk full?")
+            raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes written, the disk is full", str(self.path))
         os.fsync(self._file)
 
     def close(self) -> None:

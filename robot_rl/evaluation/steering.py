@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def evaluate_steering(
     steering = steering or SteeringConfig()
     loaded_policy, loaded_critic = load_policy(policy), load_critic(critic)
     spec = steered_spec(loaded_policy.action_spec, loaded_critic.action_spec)
+    _note_datasets(loaded_policy, loaded_critic)
     env_ids = environment_ids(env)
     tabletop = all(env_id in sim.TASKS.values() for env_id in env_ids)
     env_kwargs = {"cameras": cameras_of(loaded_policy, loaded_critic)} if tabletop else {}
@@ -80,6 +82,13 @@ def evaluate_steering(
         provenance={"policy": checkpoint_digest(policy), "critic": checkpoint_digest(critic), "steering": asdict(steering)},
         on_block=on_block,
     )
+
+
+def _note_datasets(policy: Any, critic: Any) -> None:
+    """A critic may well steer a policy from other data; whoever did not mean it should hear of it."""
+    theirs, ours = set(policy.contract.datasets), set(critic.contract.datasets)
+    if theirs != ours:
+        warnings.warn(f"the policy was trained on {', '.join(theirs)}, the critic on {', '.join(ours)}", stacklevel=3)
 
 
 def environment_ids(env: str) -> tuple[str, ...]:

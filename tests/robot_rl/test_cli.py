@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def test_benchmarks_measure(tmp_path, trained):
     ("command", "wrong", "says"),
     [
         (["train", "critic", "--data", "d", "--out", "o"], ["--chunk", "0"], "--chunk is 0; it must be 1 or more"),
-        (["train", "critic", "--data", "d", "--out", "o"], ["--expectile", "5"], "between 0 and 1"),
+        (["train", "critic", "--data", "d", "--out", "o"], ["--expectile", "5"], "between 0.01 and 0.99"),
         (["train", "critic", "--data", "d", "--out", "o"], ["--steps", "0"], "--steps"),
         (["train", "policy", "--data", "d", "--out", "o"], ["--inference-steps", "1000"], "between 1 and 100"),
         (["evaluate", "--policy", "p", "--critic", "c"], ["--num-samples", "0"], "--num-samples"),
@@ -266,6 +267,25 @@ def test_a_full_disk_loses_nothing(tmp_path, capsys, store, monkeypatch):
     assert not list(run.glob(".*.partial"))
     assert main([str(argument) for argument in arguments]) == 0
     assert checkpoint.latest_checkpoint(run).name == "step_00000004"
+
+
+def test_json_goes_to_files_only(tmp_path, capsys, trained):
+    os.mkfifo(tmp_path / "pipe")
+    assert "device or pipe" in fails(capsys, "data", "inspect", trained / "store", "--json", tmp_path / "pipe")
+    assert "is a folder" in fails(capsys, "data", "inspect", trained / "store", "--json", tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "no folder" in fails(capsys, "data", "inspect", trained / "store", "--json", tmp_path / "file" / "x.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "target.json")
+    assert main(["data", "inspect", str(trained / "store"), "--json", str(tmp_path / "link.json")]) == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "target.json").read_text())["episodes"] == 3
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe\x00", b""])
+def test_a_config_that_is_none_is_named(tmp_path, capsys, trained, content):
+    shutil.copytree(trained / "critic", tmp_path / "critic")
+    (tmp_path / "critic" / "step_00000002" / "config.json").write_bytes(content)
+    assert "damaged" in fails(capsys, "evaluate", "--policy", trained / "policy", "--critic", tmp_path / "critic")
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path, capsys, trained):

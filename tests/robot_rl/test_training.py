@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from policies.checkpoint import latest_checkpoint
+from policies.checkpoint import latest_checkpoint, read_tensors
 from policies.config import DiffusionConfig, EncoderConfig
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.critic import CriticConfig
@@ -78,6 +78,25 @@ def test_other_settings_are_refused_and_nothing_is_lost(store, tmp_path):
     assert weights(run) == before
 
 
+def test_weights_that_are_not_finite_are_never_kept(store, tmp_path):
+    hopeless = replace(CRITICS["iql"], learning_rate=1e6)
+    settings = TrainingConfig(steps=40, batch_size=8, log_every=1000, checkpoint_every=1)
+    with pytest.raises(InputError, match="diverged"):
+        train_critic(store.path, tmp_path / "run", hopeless, settings)
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    if checkpoint is not None:
+        assert all(bool(value.isfinite().all()) for value in read_tensors(checkpoint, "model").values())
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-5] + b"\xff")]
+)
+def test_damaged_metrics_do_not_hinder_training(store, tmp_path, damage):
+    train_critic(store.path, tmp_path / "run", CRITICS["iql"], SMALL)
+    damage(tmp_path / "run" / "metrics.jsonl")
+    assert len(train_critic(store.path, tmp_path / "run", CRITICS["iql"], SMALL)) < 3
+
+
 def test_two_processes_do_not_train_in_one_folder(store, tmp_path):
     refused = []
 
@@ -95,6 +114,7 @@ def test_a_folder_that_holds_something_else_is_refused(store, tmp_path):
     with pytest.raises(InputError, match="no training run"):
         train_policy(store.path, tmp_path, DiffusionConfig(encoder=VECTORS), CloningConfig(), SMALL)
     assert (tmp_path / "thesis.tex").read_text() == "ten years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_inputs_that_the_data_lack_are_named(store, tmp_path):
