@@ -1,6 +1,12 @@
+from .base import ABILITIES as ABILITIES
 from .base import ActionSpec as ActionSpec
+from .base import Encodes as Encodes
+from .base import HasLogProb as HasLogProb
 from .base import Observations as Observations
+from .base import ObservationSpec as ObservationSpec
 from .base import Policy as Policy
 from .base import Trainable as Trainable
+from .base import abilities as abilities
+from .base import observation_spec as observation_spec
 from .loading import FAMILIES as FAMILIES
 from .loading import load_policy as load_policy

@@ -1,15 +1,18 @@
 """What a policy is: the interface every family implements, and the optional abilities, each a protocol of its own.
 
 Batched observations are a flat dict with Octo's names: `image_primary`, `image_wrist`, ... uint8 [B,H,W,3], `proprio` float32
-[B,P], `state` float32 [B,S] (numpy), and `instruction`, a list of B strings. Actions are float32 torch tensors in physical units.
+[B,P], `state` float32 [B,S] (numpy), and `instruction`, a list of B strings; `goal_image_primary`, ... where the goal is a picture.
+A policy whose spec has a window T > 1 is given the last T observations, one axis more after B (see policies/history.py). Actions are
+float32 torch tensors in physical units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 Observations = Mapping[str, Any]
@@ -40,9 +43,28 @@ class ActionSpec:
         return cls(**fields)
 
 
+@dataclass(frozen=True)
+class ObservationSpec:
+    """What a policy looks at, besides the instruction.
+
+    images: camera key -> (height, width) that it works at; other sizes are resized. vectors: key -> size. window: T, how many
+    consecutive control steps, the newest last.
+    """
+
+    images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    vectors: Mapping[str, int] = field(default_factory=dict)
+    window: int = 1
+
+    def example(self, batch: int = 1) -> dict[str, Any]:
+        """Black images, zero vectors and a short instruction: B observations of one control step."""
+        images = {key: np.zeros((batch, *size, 3), np.uint8) for key, size in self.images.items()}
+        vectors = {key: np.zeros((batch, size), np.float32) for key, size in self.vectors.items()}
+        return {**images, **vectors, "instruction": ["pick up the block"] * batch}
+
+
 @runtime_checkable
 class Policy(Protocol):
-    """Anything that proposes action chunks."""
+    """Anything that proposes action chunks. One with an `observation_spec` also says what it looks at (see `observation_spec`)."""
 
     @property
     def action_spec(self) -> ActionSpec: ...
@@ -57,11 +79,52 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class Encodes(Protocol):
+    """A policy whose trunk runs once an observation, however many samples are drawn. `sample` is the one after the other."""
+
+    def encode(self, observations: Observations) -> Any:
+        """The trunk's one pass; what it returns is for `sample_encoded` alone."""
+        ...
+
+    def sample_encoded(self, encoding: Any, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """As `Policy.sample`: [B,K,H,A]."""
+        ...
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """A policy with a supervised loss of its own, whatever that is (denoising error, cross-entropy, likelihood)."""
 
-    def loss(self, observations: Observations, actions: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Per-sample loss [B] of action chunks [B,H,A] in physical units; the caller weights and averages."""
+    def loss(
+        self,
+        observations: Observations,
+        actions: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Loss of each action chunk [B,H,A] in physical units, times its weight [B] (1 if None): float32 [B]; the caller averages."""
         ...
 
     def parameters(self) -> Sequence[torch.nn.Parameter]: ...
+
+
+@runtime_checkable
+class HasLogProb(Protocol):
+    """A policy that knows how likely its own samples are."""
+
+    def log_prob(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
+        """Log-density (token policies: log-probability of the tokens) of chunks [B,K,H,A] in physical units: float32 [B,K]."""
+        ...
+
+
+ABILITIES: Mapping[str, str] = {"sample": "sample", "encode once": "encode", "loss": "loss", "log-prob": "log_prob"}
+
+
+def abilities(policy: object) -> tuple[str, ...]:
+    """What a policy, or a family's class, can do, by the names of `ABILITIES`."""
+    return tuple(name for name, method in ABILITIES.items() if hasattr(policy, method))
+
+
+def observation_spec(policy: Policy) -> ObservationSpec:
+    """The policy's own `observation_spec`; one that names no inputs for a policy without."""
+    return getattr(policy, "observation_spec", ObservationSpec())

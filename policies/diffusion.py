@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from policies.base import ActionSpec, Observations
 from policies.config import DiffusionConfig, config_from_json
 from policies.contract import DataContract, load_trained
-from policies.encoder import ObservationEncoder
+from policies.networks.encoder import ObservationEncoder
 
 
 class ResidualMLP(nn.Module):
@@ -91,7 +91,13 @@ class DiffusionPolicy(nn.Module):
     def reset(self) -> None:
         pass
 
-    def loss(self, observations: Observations, actions: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def loss(
+        self,
+        observations: Observations,
+        actions: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
         """Denoising mean squared error of each chunk [B,H,A]: float32 [B] (Ho et al. 2020, equation 14)."""
         condition = self.denoiser.condition(self.encoder(self.encoder.tensors(observations)))
         clean = self.contract.action_normalizer.normalize(actions).clamp(-self.config.clip_sample, self.config.clip_sample)
@@ -101,7 +107,8 @@ class DiffusionPolicy(nn.Module):
         noisy = self.scheduler.add_noise(clean, noise, timestep)
         prediction = self.denoiser(noisy[:, None], timestep[:, None], condition)[:, 0]
         target = noise if self.config.prediction == "epsilon" else clean
-        return (prediction - target).square().mean(-1)
+        error = (prediction - target).square().mean(-1)
+        return error if weights is None else error * weights
 
     @torch.no_grad()
     def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -119,8 +126,8 @@ class DiffusionPolicy(nn.Module):
         return {"family": self.family, "config": asdict(self.config), "contract": self.contract.to_json()}
 
     @classmethod
-    def load(cls, checkpoint: Path) -> DiffusionPolicy:
+    def load(cls, checkpoint: Path, device: str = "cpu") -> DiffusionPolicy:
         """The policy of a step folder; InputError when the folder is damaged."""
         return load_trained(
             checkpoint, "diffusion policy", lambda config, contract: cls(config_from_json(DiffusionConfig, config), contract)
-        )
+        ).to(device)

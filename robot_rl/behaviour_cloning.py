@@ -43,7 +43,7 @@ class CloningLearner(nn.Module):
         for group in optimizer.param_groups:
             group["lr"] = self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         actions = torch.as_tensor(batch["actions"], device=next(self.online.parameters()).device)
-        loss = self.online.loss(batch["observations"], actions, generator).mean()
+        loss = self.online.loss(batch["observations"], actions, generator=generator).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradient_norm = nn.utils.clip_grad_norm_(self.online.parameters(), 1.0)

@@ -18,7 +18,7 @@ from policies.base import ActionSpec, Observations
 from policies.checkpoint import read_config, resolve_checkpoint
 from policies.config import config_from_json
 from policies.contract import DataContract, load_trained
-from policies.encoder import ObservationEncoder
+from policies.networks.encoder import ObservationEncoder
 from robot_rl.critic.config import CriticConfig
 from robot_rl.critic.losses import hl_gauss_value
 from robot_rl.critic.networks import EnsembleMLP

@@ -112,7 +112,7 @@ def test_the_loss_is_per_sample_and_falls(name, store):
     assert isinstance(policy, Trainable)
     seen, spec = observations(store, 4), policy.action_spec
     actions = torch.zeros(4, spec.chunk, spec.dim)
-    assert policy.loss(seen, actions, generator(0)).shape == (4,)
+    assert policy.loss(seen, actions, generator=generator(0)).shape == (4,)
     learner = CloningLearner(policy, CloningConfig(learning_rate=3e-3), steps=60)
     batch = {"observations": seen, "actions": actions.numpy()}
     losses = [learner.update(batch, generator(step))["loss"].item() for step in range(60)]
@@ -166,5 +166,5 @@ def test_a_damaged_checkpoint_is_one_line(store, tmp_path, damage, says):
 
 
 def test_no_checkpoint_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="no checkpoint here"):
+    with pytest.raises(InputError, match="no such checkpoint"):
         load_policy(tmp_path / "nothing")

@@ -8,7 +8,7 @@ import torch
 
 from policies.config import EncoderConfig
 from policies.contract import DataContract
-from policies.encoder import FiLM, ObservationEncoder
+from policies.networks.encoder import FiLM, ObservationEncoder
 
 
 def make(store, *inputs: str, **settings) -> ObservationEncoder:

@@ -1,0 +1,1 @@
+"""Networks of several families. Import the modules; this package re-exports nothing."""
