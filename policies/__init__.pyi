@@ -10,3 +10,4 @@ from .base import abilities as abilities
 from .base import observation_spec as observation_spec
 from .loading import FAMILIES as FAMILIES
 from .loading import load_policy as load_policy
+from .loading import policy_digest as policy_digest

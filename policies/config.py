@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from data.errors import NONNEGATIVE, POSITIVE, RATE, InputError, check_settings
 
 ImageEncoderName = Literal["resnet_small", "resnet34"]
+DenoiserName = Literal["mlp", "unet", "transformer"]
 Config = TypeVar("Config")
 
 
@@ -30,13 +31,30 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
-    """The diffusion policy."""
+class GaussianConfig:
+    """The Gaussian policy."""
 
+    family: ClassVar[str] = "gaussian"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     chunk: int = 4  # actions predicted together, H
     hidden: int = 256
-    blocks: int = 3  # residual blocks of the denoiser
+    blocks: int = 3  # residual blocks of the head
+    min_std: float = 0.01  # least standard deviation, in units of the data's range
+
+    def __post_init__(self) -> None:
+        check_settings(self, chunk=POSITIVE, hidden=POSITIVE, blocks=NONNEGATIVE, min_std=RATE)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The diffusion policy."""
+
+    family: ClassVar[str] = "diffusion"
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    chunk: int = 4  # actions predicted together, H
+    denoiser: DenoiserName = "mlp"  # mlp for short chunks on a CPU; unet and transformer are Chi et al.'s
+    hidden: int = 256
+    blocks: int = 3  # of the denoiser: residual blocks, layers, or levels of the UNet
     train_timesteps: int = 100  # length of the noising process
     inference_steps: int = 10  # DDIM steps at run time
     prediction: Literal["epsilon", "sample"] = "epsilon"  # what the denoiser predicts
@@ -45,6 +63,43 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         check_settings(self, chunk=POSITIVE, hidden=POSITIVE, blocks=NONNEGATIVE, train_timesteps=POSITIVE, clip_sample=RATE)
         check_settings(self, inference_steps=(1, self.train_timesteps))
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """The flow-matching policy."""
+
+    family: ClassVar[str] = "flow"
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    chunk: int = 4  # actions predicted together, H
+    denoiser: DenoiserName = "mlp"  # the velocity field's network, as for diffusion
+    hidden: int = 256
+    blocks: int = 3  # of the network: residual blocks, layers, or levels of the UNet
+    inference_steps: int = 10  # Euler steps at run time
+
+    def __post_init__(self) -> None:
+        check_settings(self, chunk=POSITIVE, hidden=POSITIVE, blocks=NONNEGATIVE, inference_steps=POSITIVE)
+
+
+@dataclass(frozen=True)
+class AutoregressiveConfig:
+    """The action-token policy."""
+
+    family: ClassVar[str] = "autoregressive"
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    chunk: int = 4  # actions predicted together, H
+    bins: int = 256  # action tokens: equal bins of the data's range
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    prefix: int = 8  # tokens that the encoded observation becomes
+    temperature: float = 1.0  # of sampling
+
+    def __post_init__(self) -> None:
+        check_settings(self, chunk=POSITIVE, bins=(2, 65536), hidden=POSITIVE, layers=POSITIVE, heads=POSITIVE, prefix=POSITIVE)
+        check_settings(self, temperature=RATE)
+        if self.hidden % (2 * self.heads):
+            raise InputError(f"--hidden is {self.hidden}; it must be a multiple of twice the {self.heads} heads")
 
 
 def config_from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:

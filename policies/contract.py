@@ -16,7 +16,7 @@ from torch import nn
 from data.errors import InputError
 from data.language import LanguageEncoder
 from data.normalizer import Kind, Normalizer
-from policies.base import ActionSpec
+from policies.base import ActionSpec, ObservationSpec
 from policies.checkpoint import read_config, read_tensors
 
 
@@ -54,6 +54,10 @@ class DataContract:
             reward=store.reward,
             statistics=dict(store.statistics),
         )
+
+    @property
+    def observation_spec(self) -> ObservationSpec:
+        return ObservationSpec(self.images, {key: len(normalizer.offset) for key, normalizer in self.vectors.items()})
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,9 @@ the address of a policy server. Examples: `runs/demo/policy`, `openvla:checkpoin
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -22,8 +24,11 @@ from policies.checkpoint import latest_checkpoint, read_config
 # A family is a class with `load(location, device, *, options...)`, and `recognizes(path)` where its checkpoints are not of our own
 # making. Adding one is its file and a line here.
 FAMILIES = {
+    "gaussian": "policies.gaussian:GaussianPolicy",
     "diffusion": "policies.diffusion:DiffusionPolicy",
+    "flow": "policies.flow:FlowPolicy",
 }
+_WHOLE, _ENDS = 64 << 20, 1 << 20
 _REMOTE = ("ws://", "wss://", "http://", "https://")
 
 
@@ -40,6 +45,33 @@ def load_policy(spec: Path | str, device: str = "cpu") -> Policy:
             raise InputError(f"{place}: there is no such checkpoint; give a folder, a file, or a server as ws://host:port")
         place = latest_checkpoint(place) or place if place.is_dir() else place
     return policy_class.load(place, device, **_typed(family, policy_class, options))
+
+
+def policy_digest(spec: Path | str) -> str:
+    """What identifies a policy: the first 16 hex digits of a SHA-256 of its files and options, or of a server's address.
+
+    Of a file over 64 MB its size and both ends count: hashing the whole of a large model takes longer than loading it.
+    """
+    _, location, _ = parse_spec(str(spec))
+    digest = hashlib.sha256(str(spec).partition("?")[2].encode())
+    if location.startswith(_REMOTE):
+        digest.update(location.encode())
+        return digest.hexdigest()[:16]
+    path = Path(location)
+    checkpoint = latest_checkpoint(path) or path if path.is_dir() else path
+    files = sorted(file for file in checkpoint.rglob("*") if file.is_file()) if checkpoint.is_dir() else [checkpoint]
+    for file in files:
+        # What only training needs changes nothing that the policy does.
+        if file.name == "training.safetensors":
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_WHOLE))
+            if size > _WHOLE:
+                stream.seek(-_ENDS, os.SEEK_END)
+                digest.update(stream.read())
+    return digest.hexdigest()[:16]
 
 
 def parse_spec(spec: str) -> tuple[str | None, str, dict[str, str]]:

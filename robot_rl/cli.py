@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
@@ -18,7 +19,16 @@ from robot_rl.commands.bench import BenchSim, BenchSteering
 from robot_rl.commands.data import DataConvert, DataInspect
 from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
-from robot_rl.commands.train import TrainCritic, TrainPolicy
+from robot_rl.commands.policies import Policies
+from robot_rl.commands.train import TrainCritic, train_policy_command
+
+
+Commands = TypeVar("Commands")
+
+
+@dataclass(frozen=True)
+class Group(Generic[Commands]):
+    command: Commands
 
 
 @dataclass(frozen=True)
@@ -29,26 +39,26 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a critic or a policy on a converted dataset."""
-
-    command: Annotated[TrainCritic, tyro.conf.subcommand("critic")] | Annotated[TrainPolicy, tyro.conf.subcommand("policy")]
-
-
-@dataclass(frozen=True)
 class Bench:
     """Measure speed on this machine."""
 
     command: Annotated[BenchSim, tyro.conf.subcommand("sim")] | Annotated[BenchSteering, tyro.conf.subcommand("steering")]
 
 
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Data, tyro.conf.subcommand("data")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-)
+def _command(arguments: Sequence[str]) -> Any:
+    """The type of everything that can be said, whose `train policy` has the settings of the family that is asked for."""
+    train = (
+        Annotated[TrainCritic, tyro.conf.subcommand("critic")]
+        | Annotated[train_policy_command(arguments), tyro.conf.subcommand("policy")]
+    )
+    return (
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Data, tyro.conf.subcommand("data")]
+        | Annotated[Group[train], tyro.conf.subcommand("train", description="Train a critic or a policy on a converted dataset.")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Policies, tyro.conf.subcommand("policies")]
+        | Annotated[Bench, tyro.conf.subcommand("bench")]
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         command: Any = tyro.cli(
-            Command,
+            _command(sys.argv[1:] if arguments is None else arguments),
             prog="robot-rl",
             args=arguments,
             description="A Q-function re-ranks and locally improves the actions of any robot policy.",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.errors import InputError
 from data.sampler import ChunkSampler
 from data.store import Store
-from policies.config import DiffusionConfig, EncoderConfig
+from policies import FAMILIES
+from policies.config import EncoderConfig
 from policies.contract import DataContract
-from policies.diffusion import DiffusionPolicy
+from policies.loading import family_class
 from robot_rl.behaviour_cloning import CloningLearner
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.critic import CriticConfig, make_learner
@@ -35,19 +37,35 @@ def train_critic(
 def train_policy(
     data: Path | str,
     out: Path | str,
-    policy: DiffusionConfig,
+    config: Any,
     cloning: CloningConfig,
     training: TrainingConfig,
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
-    """Clone (or resume cloning) the behaviour in a store as a diffusion policy in the folder `out`; returns its metrics."""
+    """Clone (or resume cloning) the behaviour in a store with a policy in the folder `out`; returns its metrics.
+
+    config: the settings of a family, its `config_type`, such as policies.config.DiffusionConfig.
+    """
+    policy_class = trainable_family(config.family)
     store = Store.open(data)
-    policy = replace(policy, encoder=_with_inputs(policy.encoder, store))
-    contract = DataContract.from_store(store, policy.chunk, policy.encoder.inputs)
+    config = replace(config, encoder=_with_inputs(config.encoder, store))
+    contract = DataContract.from_store(store, config.chunk, config.encoder.inputs)
     torch.manual_seed(training.seed)
-    learner = CloningLearner(DiffusionPolicy(policy, contract), cloning, training.steps)
-    sampler = ChunkSampler(store, policy.chunk, keys=policy.encoder.inputs, every_start=True)
+    policy = policy_class.create(config, contract)
+    learner = CloningLearner(policy, cloning, training.steps)
+    sampler = ChunkSampler(
+        store, config.chunk, keys=config.encoder.inputs, every_start=True, window=policy.observation_spec.window
+    )
     return train(learner, sampler.batch, contract, training, Path(out), progress)
+
+
+def trainable_family(family: str) -> Any:
+    """The class of a family that `robot-rl train policy` can train; InputError for others."""
+    policy_class = family_class(family)
+    if not hasattr(policy_class, "config_type"):
+        able = [name for name in FAMILIES if hasattr(family_class(name), "config_type")]
+        raise InputError(f"{family} policies cannot be trained here; choose one of {', '.join(able)}")
+    return policy_class
 
 
 def _with_inputs(encoder: EncoderConfig, store: Store) -> EncoderConfig:

@@ -25,12 +25,11 @@ from robot_rl.config import TrainingConfig
 
 
 class Learner(Protocol):
-    """A module whose `update` is one gradient step; `model` is the part that is loaded to be used."""
+    """Whose `update` is one gradient step; `checkpoint_tensors` are what is loaded to be used, `state_dict` what goes on training."""
 
     optimizers: dict[str, torch.optim.Optimizer]
 
-    @property
-    def model(self) -> torch.nn.Module: ...
+    def checkpoint_tensors(self) -> dict[str, torch.Tensor]: ...
 
     def update(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]: ...
 
@@ -92,10 +91,11 @@ def train(
                 if progress:
                     progress(step, config.steps, row)
             if step % config.checkpoint_every == 0 or step == config.steps:
-                if not all(bool(value.isfinite().all()) for value in learner.model.parameters()):
+                model = learner.checkpoint_tensors()
+                if not all(bool(value.isfinite().all()) for value in model.values()):
                     raise InputError(f"{run}: training diverged before step {step}; lower the learning rate or check the data")
                 groups = {
-                    "model": {**learner.model.state_dict(), "language_table": embeddings},
+                    "model": {**model, "language_table": embeddings},
                     "training": {**learner.state_dict(), **_optimizer_tensors(learner)},
                 }
                 save_checkpoint(run, step, {**identity, "step": step}, groups)

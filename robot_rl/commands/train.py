@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from policies.config import DiffusionConfig
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.critic.config import CriticConfig
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,16 @@ class TrainCritic:
 
 
 @dataclass(frozen=True)
-class TrainPolicy:
-    """Train a diffusion policy by behaviour cloning. Killed at any moment, the same command resumes."""
+class TrainPolicy(Generic[Config]):
+    """Train a policy by behaviour cloning. Killed at any moment, the same command resumes.
+
+    `--policy X --help` shows the settings of family X.
+    """
 
     data: Path  # a store that `robot-rl data convert` wrote
     out: Path  # the run's folder
-    policy: DiffusionConfig = field(default_factory=DiffusionConfig)
+    settings: Config
+    policy: str = "diffusion"  # the family, as `robot-rl policies` lists them
     cloning: CloningConfig = field(default_factory=CloningConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -43,8 +51,23 @@ class TrainPolicy:
         from robot_rl.recipes import train_policy
 
         with training_progress("policy") as progress:
-            metrics = train_policy(self.data, self.out, self.policy, self.cloning, self.training, progress)
+            metrics = train_policy(self.data, self.out, self.settings, self.cloning, self.training, progress)
         _say(self.out, self.training.steps, metrics)
+
+
+def train_policy_command(arguments: Sequence[str]) -> Any:
+    """TrainPolicy with the settings of the family that these arguments name after `--policy`."""
+    family = "diffusion"
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word.startswith("--policy="):
+            family = word.removeprefix("--policy=")
+        elif word == "--policy":
+            family = following
+    if family == "diffusion" or "train" not in arguments[:1]:
+        return TrainPolicy[DiffusionConfig]
+    from robot_rl.recipes import trainable_family
+
+    return TrainPolicy[trainable_family(family).config_type]
 
 
 def _say(out: Path, steps: int, metrics: list[dict[str, float]]) -> None:

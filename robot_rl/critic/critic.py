@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from data.errors import InputError
-from policies.base import ActionSpec, Observations
+from policies.base import ActionSpec, Observations, ObservationSpec
 from policies.checkpoint import read_config, resolve_checkpoint
 from policies.config import config_from_json
 from policies.contract import DataContract, load_trained
+from policies.history import latest
 from policies.networks.encoder import ObservationEncoder
 from robot_rl.critic.config import CriticConfig
 from robot_rl.critic.losses import hl_gauss_value
@@ -46,12 +47,16 @@ class Critic(nn.Module):
         return self.contract.action_spec
 
     @property
+    def observation_spec(self) -> ObservationSpec:
+        return self.contract.observation_spec
+
+    @property
     def device(self) -> torch.device:
         return self.edges.device
 
     def encode(self, observations: Observations) -> torch.Tensor:
-        """Batched raw observations -> z [B,Z]."""
-        return self.encoder(self.encoder.tensors(observations))
+        """Batched raw observations -> z [B,Z]. Of windowed ones (policies/history.py) a critic sees the newest step."""
+        return self.encoder(self.encoder.tensors(latest(observations)))
 
     def normalize(self, actions: torch.Tensor) -> torch.Tensor:
         """Physical units [...,A] -> the critic's units, in which the data fill [-1, 1]."""

@@ -34,10 +34,9 @@ class CriticLearner(nn.Module):
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
-    @property
-    def model(self) -> nn.Module:
+    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
         """The target critic is what is kept and steers: the average over time is the better estimate."""
-        return self.target
+        return self.target.state_dict()
 
     def to_json(self) -> dict[str, Any]:
         return self.online.to_json()

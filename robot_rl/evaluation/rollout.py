@@ -18,7 +18,8 @@ import torch
 
 import sim  # noqa: F401 -- registers the project's environments with Gymnasium, also in a spawned worker
 from data.errors import InputError
-from policies.base import Observations, Policy
+from policies.base import Observations, Policy, observation_spec
+from policies.history import History
 
 
 @dataclass(eq=False)
@@ -67,7 +68,7 @@ def stack_observations(observations: Sequence[Mapping[str, Any]]) -> Observation
 class _Episode:
     """One environment, its last observation, and the outcome so far."""
 
-    def __init__(self, env_id: str, seed: int, env_kwargs: Mapping[str, Any], record: bool) -> None:
+    def __init__(self, env_id: str, seed: int, env_kwargs: Mapping[str, Any], record: bool, window: int) -> None:
         # The checker compares observations with spaces at every step; tests/ hold the environments to their contract instead.
         if record:
             env_kwargs = {**env_kwargs, "render_mode": "rgb_array"}
@@ -75,6 +76,7 @@ class _Episode:
         self.outcome = EpisodeOutcome(env_id, seed)
         self.running = True
         self.observation: Mapping[str, Any] = {}
+        self.history = History(window)
         self.frames: list[np.ndarray] | None = [] if record else None
         self.started = time.perf_counter()
 
@@ -119,6 +121,7 @@ class _Episode:
 
     def _see(self, observation: Mapping[str, Any]) -> None:
         self.observation = observation
+        self.history.append(observation)
         if self.frames is not None:
             self.frames.append(np.array(self.env.render(), dtype=np.uint8))
 
@@ -156,11 +159,12 @@ def rollout(
     if not 1 <= execute <= chunk:
         raise InputError(f"cannot execute {execute} actions of a chunk of {chunk}; choose 1 to {chunk}")
     generator = torch.Generator(device=getattr(policy, "device", "cpu")).manual_seed(generator_seed)
+    window = observation_spec(policy).window
     policy.reset()
     episodes: list[_Episode] = []
     try:
         for seed in seeds:
-            episodes.append(_Episode(env_id, seed, env_kwargs or {}, seed in record))
+            episodes.append(_Episode(env_id, seed, env_kwargs or {}, seed in record, window))
             _check_action_size(policy, episodes[-1].env)
             episodes[-1].reset()
         while live := [episode for episode in episodes if episode.running]:
@@ -180,7 +184,7 @@ def rollout(
 
 def _decide(policy: Policy, live: Sequence[_Episode], generator: torch.Generator) -> np.ndarray:
     """Chunks float32 [B,H,A] for the B live episodes; those that get a NaN fail and stop running."""
-    observations = stack_observations([episode.observation for episode in live])
+    observations = stack_observations([episode.history.observation() for episode in live])
     with torch.no_grad():  # not inference_mode: steering turns gradients on again inside
         actions = policy.sample(observations, 1, generator)[:, 0].float().cpu().numpy()
     decision = getattr(policy, "last_decision", None)

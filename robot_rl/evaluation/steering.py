@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,8 +12,7 @@ import gymnasium
 
 import sim
 from data.errors import InputError
-from policies import ActionSpec, Policy, load_policy
-from policies.checkpoint import resolve_checkpoint
+from policies import ActionSpec, Policy, load_policy, observation_spec, policy_digest
 from robot_rl.critic import load_critic
 from robot_rl.evaluation.evaluate import evaluate
 from robot_rl.evaluation.result import EvaluationResult
@@ -23,7 +21,7 @@ from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig, steer
 
 @dataclass(frozen=True)
 class Arm:
-    """Builds one arm's policy from folders that `robot-rl train` wrote; picklable, so that workers can."""
+    """Builds one arm's policy from a policy spec and a critic's folder; picklable, so that workers can."""
 
     kind: Literal["base", "steered", "random"]
     policy: str
@@ -79,15 +77,16 @@ def evaluate_steering(
         execute=spec.chunk,
         env_kwargs=env_kwargs,
         journal=journal,
-        provenance={"policy": checkpoint_digest(policy), "critic": checkpoint_digest(critic), "steering": asdict(steering)},
+        provenance={"policy": policy_digest(policy), "critic": policy_digest(critic), "steering": asdict(steering)},
         on_block=on_block,
     )
 
 
 def _note_datasets(policy: Any, critic: Any) -> None:
     """A critic may well steer a policy from other data; whoever did not mean it should hear of it."""
-    theirs, ours = set(policy.contract.datasets), set(critic.contract.datasets)
-    if theirs != ours:
+    contract = getattr(policy, "contract", None)
+    theirs, ours = set(contract.datasets if contract else ()), set(critic.contract.datasets)
+    if contract and theirs != ours:
         warnings.warn(f"the policy was trained on {', '.join(theirs)}, the critic on {', '.join(ours)}", stacklevel=3)
 
 
@@ -115,17 +114,15 @@ def _check_environment(env_id: str, env_kwargs: dict[str, Any], spec: ActionSpec
     metadata, space = env.unwrapped.metadata, env.observation_space
     env.close()
     given = {key: part.shape for key, part in space.items()} if isinstance(space, gymnasium.spaces.Dict) else {}
-    for contract in (model.contract for model in models):
-        for key in (*contract.vectors, *contract.images):
+    for wanted in map(observation_spec, models):
+        for key in (*wanted.vectors, *wanted.images):
             if key not in given:
                 raise InputError(
                     f"{env_id}: gives no {key!r}, which a model here was trained on; it gives {', '.join(given) or 'no named ones'}"
                 )
-        for key, normalizer in contract.vectors.items():
-            if given[key] != normalizer.offset.shape:
-                raise InputError(
-                    f"{env_id}: its {key!r} has shape {given[key]}, a model here was trained on {normalizer.offset.shape}"
-                )
+        for key, size in wanted.vectors.items():
+            if given[key] != (size,):
+                raise InputError(f"{env_id}: its {key!r} has shape {given[key]}, a model here was trained on ({size},)")
     stated = {
         "names": metadata.get("action_names"),
         "frame": metadata.get("action_frame"),
@@ -138,12 +135,6 @@ def _check_environment(env_id: str, env_kwargs: dict[str, Any], spec: ActionSpec
             )
 
 
-def checkpoint_digest(path: Path | str) -> str:
-    """What identifies a checkpoint's weights: the first 16 hex digits of their SHA-256."""
-    weights = resolve_checkpoint(path) / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-
-
 def cameras_of(*models: Any) -> tuple[str, ...]:
     """The cameras that these policies and critics look at, without the `image_` prefix; environments render no others."""
-    return tuple(sorted({key.removeprefix("image_") for model in models for key in model.contract.images}))
+    return tuple(sorted({key.removeprefix("image_") for model in models for key in observation_spec(model).images}))

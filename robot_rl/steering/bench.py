@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
-from policies.contract import DataContract
+from policies.base import Policy
 from robot_rl.critic import Critic
 from robot_rl.steering.config import SteeringConfig
 from robot_rl.steering.steered_policy import SteeredPolicy
@@ -18,14 +17,15 @@ from robot_rl.steering.steered_policy import SteeredPolicy
 CANDIDATES = (1, 10, 50, 100)
 
 
-def bench(policy: Any, critic: Critic, repeats: int = 50) -> list[dict[str, Any]]:
+def bench(policy: Policy, critic: Critic, repeats: int = 50) -> list[dict[str, Any]]:
     """Median milliseconds a decision on one thread, and the ratio to the policy alone: one row a variant, JSON-ready.
 
-    policy: a trained one of ours, whose contract tells what it must be shown. The variants take turns, so that a machine whose
-    speed drifts slows them all alike.
+    The variants take turns, so that a machine whose speed drifts slows them all alike.
     """
     torch.set_num_threads(1)
-    seen = {**_example(policy.contract), **_example(critic.contract)}
+    seen = SteeredPolicy(policy, critic).observation_spec.example()
+    # A critic whose language comes with its data knows the instructions of that data alone.
+    seen["instruction"] = [next(iter(critic.contract.language.table))]
     generator = torch.Generator(device=critic.device).manual_seed(0)
     z, chunk = critic.encode(seen), policy.sample(seen, CANDIDATES[-1], generator)[:, :, : critic.action_spec.chunk]
     variants: dict[str, Callable[[], Any]] = {"policy alone": lambda: policy.sample(seen, 1, generator)}
@@ -50,14 +50,8 @@ def bench(policy: Any, critic: Critic, repeats: int = 50) -> list[dict[str, Any]
 
 
 def _decider(
-    policy: Any, critic: Critic, config: SteeringConfig, seen: dict[str, Any], generator: torch.Generator
+    policy: Policy, critic: Critic, config: SteeringConfig, seen: dict[str, Any], generator: torch.Generator
 ) -> Callable[[], Any]:
     steered = SteeredPolicy(policy, critic, config)
     return lambda: steered.sample(seen, 1, generator)
 
-
-def _example(contract: DataContract) -> dict[str, Any]:
-    """One observation of the kind the contract asks for: black images, average vectors, a known instruction."""
-    images = {key: np.zeros((1, *size, 3), np.uint8) for key, size in contract.images.items()}
-    vectors = {key: normalizer.offset[None] for key, normalizer in contract.vectors.items()}
-    return {**images, **vectors, "instruction": [next(iter(contract.language.table))]}

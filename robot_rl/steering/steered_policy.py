@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from data.errors import InputError
-from policies.base import ActionSpec, Observations, Policy
+from policies.base import ActionSpec, Observations, ObservationSpec, Policy, observation_spec
 from robot_rl.critic import Critic
 from robot_rl.steering.ascent import ascend
 from robot_rl.steering.config import SteeringConfig
@@ -31,6 +31,7 @@ class SteeredPolicy:
     def __init__(self, policy: Policy, critic: Critic, config: SteeringConfig | None = None) -> None:
         self.policy, self.critic, self.config = policy, critic, config or SteeringConfig()
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
+        self.observation_spec = _both(policy, critic)
         self.last_decision: Decision | None = None
 
     @property
@@ -98,6 +99,7 @@ class RandomChoice:
     def __init__(self, policy: Policy, critic: Critic, num_samples: int) -> None:
         self.policy, self.num_samples = policy, num_samples
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
+        self.observation_spec = observation_spec(policy)
 
     def reset(self) -> None:
         self.policy.reset()
@@ -109,6 +111,16 @@ class RandomChoice:
         shape = candidates.shape[:2]
         chosen = torch.randint(self.num_samples, shape, generator=generator, device=candidates.device)
         return torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
+
+
+def _both(policy: Policy, critic: Critic) -> ObservationSpec:
+    """What both look at; images at the policy's size, which the critic resizes for itself."""
+    seen = observation_spec(policy)
+    return replace(
+        seen,
+        images={**critic.observation_spec.images, **seen.images},
+        vectors={**critic.observation_spec.vectors, **seen.vectors},
+    )
 
 
 def steered_spec(policy: ActionSpec, critic: ActionSpec) -> ActionSpec:

@@ -42,9 +42,18 @@ def check_window(sampler: ChunkSampler, row: int) -> None:
     np.testing.assert_array_equal(batch["actions"][0], actions)
     np.testing.assert_allclose(batch["reward"][0], reward, rtol=1e-6)
     np.testing.assert_allclose(batch["discount"][0], discount, rtol=1e-6)
+    first = int(np.concatenate([[0], store.episode_ends])[np.searchsorted(store.episode_ends, row, side="right")])
     for part, index in (("observations", row), ("next_observations", at)):
+        if part not in batch:
+            assert sampler.every_start
+            continue
+        steps = range(index - sampler.window + 1, index + 1)
         for key in sampler.keys:
-            np.testing.assert_array_equal(batch[part][key][0], store.gather(key, np.array([index]))[0])
+            expected = store.gather(key, np.array([max(step, first) for step in steps]))
+            np.testing.assert_array_equal(batch[part][key][0], expected if sampler.window > 1 else expected[0])
+        if sampler.window > 1:
+            assert batch[part]["timestep_pad_mask"][0].tolist() == [step >= first for step in steps]
+        assert batch[part]["instruction"] == [store.instructions[batch["instruction_index"][0]]]
     assert batch["mc_return"][0] == store.gather("mc_return", np.array([row]))[0]
 
 
@@ -54,8 +63,11 @@ def check_window(sampler: ChunkSampler, row: int) -> None:
     horizon=st.integers(1, 6),
     discount=st.sampled_from([0.5, 0.98, 1.0]),
     every_start=st.booleans(),
+    window=st.integers(1, 3),
 )
-def test_against_a_loop(build: Callable, shapes: list[Shape], horizon: int, discount: float, every_start: bool) -> None:
+def test_against_a_loop(
+    build: Callable, shapes: list[Shape], horizon: int, discount: float, every_start: bool, window: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = build(shapes, Path(folder) / "store")
         expected, start = [], 0
@@ -67,7 +79,7 @@ def test_against_a_loop(build: Callable, shapes: list[Shape], horizon: int, disc
             with pytest.raises(InputError, match="no episode is long enough"):
                 ChunkSampler(store, horizon, discount, every_start=every_start)
             return
-        sampler = ChunkSampler(store, horizon, discount, every_start=every_start)
+        sampler = ChunkSampler(store, horizon, discount, every_start=every_start, window=window)
         assert sampler.starts.tolist() == expected
         for row in expected:
             check_window(sampler, row)
@@ -91,7 +103,7 @@ def test_draws_are_uniform_reproducible_and_typed(made_store: Store) -> None:
     assert counts.min() > 0.7 * 20_000 / len(sampler)
     again = sampler.batch(np.random.default_rng(1), 20_000)
     np.testing.assert_array_equal(again["actions"], batch["actions"])
-    assert set(batch["observations"]) == {"proprio", "image_wrist", "instruction_embedding"}
+    assert set(batch["observations"]) == {"proprio", "image_wrist", "instruction", "instruction_embedding"}
     for key in ("actions", "reward", "discount", "mc_return"):
         assert batch[key].dtype == np.float32
     assert batch["instruction_index"].dtype == np.int32

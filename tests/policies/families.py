@@ -1,0 +1,79 @@
+"""One small policy of every family and variant, for the suites that run over all of them.
+
+A family joins them with a function here. `store` is the synthetic one of tests/conftest.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.language import LanguageEncoder
+from data.normalizer import Normalizer
+from policies import Policy, observation_spec
+from policies.config import AutoregressiveConfig, DiffusionConfig, EncoderConfig, FlowConfig, GaussianConfig
+from policies.contract import DataContract
+from policies.loading import family_class
+from robot_rl.critic import Critic, CriticConfig
+from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig
+
+VECTORS = EncoderConfig(inputs=("state", "proprio"), vector_features=32)
+CAMERAS = EncoderConfig(inputs=("image_primary", "proprio"))
+
+
+def make(store: Any, config: Any) -> Policy:
+    torch.manual_seed(0)
+    contract = DataContract.from_store(store, config.chunk, config.encoder.inputs)
+    return family_class(config.family).create(config, contract).eval()
+
+
+def critic_for(policy: Policy) -> Critic:
+    """An untrained critic that looks at a `state`, for the actions of this policy."""
+    torch.manual_seed(0)
+    spec = policy.action_spec
+    scale = (np.asarray(spec.high, np.float32) - np.asarray(spec.low, np.float32)) / 2
+    offset = (np.asarray(spec.high, np.float32) + np.asarray(spec.low, np.float32)) / 2
+    table = {text: np.eye(8, dtype=np.float32)[i] for i, text in enumerate(("go left", "go right"))}
+    size = observation_spec(policy).vectors.get("state", 2)
+    state = Normalizer(np.zeros(size, np.float32), np.ones(size, np.float32))
+    contract = DataContract(
+        spec, Normalizer(offset, scale), {"state": state}, {}, LanguageEncoder("dataset", table), ("made",), {"discount": 0.98}
+    )
+    return Critic(CriticConfig(EncoderConfig(inputs=("state",)), hidden=16, members=2, chunk=spec.chunk), contract).eval()
+
+
+def critic(store: Any) -> Critic:
+    torch.manual_seed(0)
+    config = CriticConfig(encoder=VECTORS, hidden=16, members=2)
+    return Critic(config, DataContract.from_store(store, config.chunk, VECTORS.inputs)).eval()
+
+
+SMALL = DiffusionConfig(VECTORS, hidden=64)
+
+# Trained here from nothing: config by name.
+CONFIGS: dict[str, Any] = {
+    "gaussian": GaussianConfig(VECTORS, hidden=64),
+    "diffusion": SMALL,
+    "diffusion, images": DiffusionConfig(CAMERAS, hidden=64),
+    "diffusion, sample prediction": DiffusionConfig(VECTORS, hidden=64, prediction="sample"),
+    "diffusion, unet": DiffusionConfig(VECTORS, hidden=64, blocks=2, denoiser="unet"),
+    "diffusion, transformer": DiffusionConfig(VECTORS, hidden=32, blocks=2, denoiser="transformer"),
+    "flow": FlowConfig(VECTORS, hidden=64),
+    "flow, unet": FlowConfig(VECTORS, hidden=64, blocks=2, denoiser="unet"),
+    "autoregressive": AutoregressiveConfig(VECTORS, hidden=32, layers=2, heads=2, bins=64),
+}
+
+MEMBERS: dict[str, Callable[[Any], Policy]] = {
+    **{name: lambda store, config=config: make(store, config) for name, config in CONFIGS.items()},
+    "steered": lambda store: SteeredPolicy(make(store, SMALL), critic(store), SteeringConfig(num_samples=4)),
+    "ascended": lambda store: SteeredPolicy(
+        make(store, SMALL), critic(store), SteeringConfig(num_samples=4, ascent_steps=2, aggregate="mean")
+    ),
+    "random choice": lambda store: RandomChoice(make(store, SMALL), critic(store), 4),
+}
+
+# Whose samples are one and the same, whatever the generator.
+DETERMINISTIC: set[str] = set()
