@@ -60,7 +60,7 @@ class AutoregressivePolicy(TrainedPolicy):
 
     def head_sample(self, z: torch.Tensor, num_samples: int, generator: torch.Generator | None) -> torch.Tensor:
         prefix = prefill(self.decoder, self._prefix(z), None)
-        bins, _ = sample_tokens(
+        bins = sample_tokens(
             self.decoder,
             self.output,
             self.embedding,

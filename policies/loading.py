@@ -27,6 +27,7 @@ FAMILIES = {
     "gaussian": "policies.gaussian:GaussianPolicy",
     "diffusion": "policies.diffusion:DiffusionPolicy",
     "flow": "policies.flow:FlowPolicy",
+    "autoregressive": "policies.autoregressive:AutoregressivePolicy",
 }
 _WHOLE, _ENDS = 64 << 20, 1 << 20
 _REMOTE = ("ws://", "wss://", "http://", "https://")

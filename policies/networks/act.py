@@ -80,7 +80,8 @@ class Layer(nn.Module):
             return self.self_attn(placed, placed, y, key_padding_mask=padding, need_weights=False)[0]
 
         def attend_memory(y: torch.Tensor) -> torch.Tensor:
-            assert memory is not None and memory_positions is not None
+            assert memory is not None
+            assert memory_positions is not None
             return self.multihead_attn(y + positions, memory + memory_positions, memory, need_weights=False)[0]
 
         def feed_forward(y: torch.Tensor) -> torch.Tensor:
@@ -89,10 +90,7 @@ class Layer(nn.Module):
         steps = [attend, attend_memory, feed_forward] if self.cross else [attend, feed_forward]
         for index, step in enumerate(steps, 1):
             norm = self.get_submodule(f"norm{index}")
-            if self.pre_norm:
-                x = x + self.dropout(step(norm(x)))
-            else:
-                x = norm(x + self.dropout(step(x)))
+            x = x + self.dropout(step(norm(x))) if self.pre_norm else norm(x + self.dropout(step(x)))
         return x
 
 

@@ -16,21 +16,20 @@ class Policies:
         from rich.console import Console
         from rich.table import Table
 
-        from policies import ABILITIES, FAMILIES, abilities
+        from policies import FAMILIES, abilities
         from policies.loading import family_class, family_options
         from robot_rl.console import check_writable, write_json
 
         check_writable(self.json)
-        table = Table("family", "what it is", *ABILITIES, "train here", "options", title="policies")
+        table = Table("family", "what it is", "can", "options of its spec", title="policies", show_lines=True)
         rows = []
         for family in FAMILIES:
             policy_class = family_class(family)
-            able, options = abilities(policy_class), [*family_options(policy_class)]
+            what = " ".join((policy_class.__doc__ or "").split("\n\n")[0].split())
+            able, options = [*abilities(policy_class)], [*family_options(policy_class)]
             trains = hasattr(policy_class, "config_type")
-            what = (policy_class.__doc__ or "").strip().splitlines()[0]
-            rows.append({"family": family, "what": what, "abilities": [*able], "trainable": trains, "options": options})
-            marks = ["yes" if name in able else "" for name in ABILITIES]
-            table.add_row(family, what, *marks, "yes" if trains else "", " ".join(options))
+            rows.append({"family": family, "what": what, "abilities": able, "trainable": trains, "options": options})
+            table.add_row(family, what, ", ".join(able + ["train here"] * trains), " ".join(options))
         Console().print(table)
         if self.json:
             write_json(self.json, {"families": rows})

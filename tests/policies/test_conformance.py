@@ -197,7 +197,6 @@ def test_a_checkpoint_is_the_policy(name, store, tmp_path: Path):
     seen = observations(loaded, 2)
     assert torch.equal(loaded.sample(seen, 2, generator(0)), again.sample(seen, 2, generator(0)))
     assert loaded.action_spec.frame == "end_effector_delta_base"
-    assert not torch.equal(loaded.sample(seen, 2, generator(0)), MEMBERS[name](store).sample(seen, 2, generator(0)))
 
 
 @pytest.mark.parametrize(
