@@ -25,9 +25,7 @@ class DiffusionPolicy(TrainedPolicy):
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         spec = self.action_spec
-        self.denoiser = make_denoiser(
-            config.denoiser, config.hidden, config.blocks, self.encoder.output, spec.chunk, spec.dim
-        )
+        self.denoiser = make_denoiser(config.denoiser, config.hidden, config.blocks, self.encoder.output, spec.chunk, spec.dim)
         self.scheduler = DDIMScheduler(
             num_train_timesteps=config.train_timesteps,
             beta_schedule="squaredcos_cap_v2",

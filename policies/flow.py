@@ -1,4 +1,4 @@
-"""Flow-matching policy: a velocity field carries noise to action chunks along straight lines (Lipman et al. 2210.02747; pi0 2410.24164)."""
+"""Flow-matching policy: a velocity field carries noise to chunks along straight lines (Lipman et al. 2210.02747; pi0 2410.24164)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ class FlowPolicy(TrainedPolicy):
     def __init__(self, config: FlowConfig, contract: DataContract) -> None:
         super().__init__(config, contract)
         spec = self.action_spec
-        self.denoiser = make_denoiser(
-            config.denoiser, config.hidden, config.blocks, self.encoder.output, spec.chunk, spec.dim
-        )
+        self.denoiser = make_denoiser(config.denoiser, config.hidden, config.blocks, self.encoder.output, spec.chunk, spec.dim)
 
     def head_loss(self, z: torch.Tensor, chunks: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """|v(x_t, t) - (x_1 - x_0)|^2 on x_t = (1 - t) x_0 + t x_1, x_0 noise and x_1 the chunk (Lipman et al., equation 23)."""

@@ -1,4 +1,4 @@
-"""The last T observations, for policies that look back. Policies themselves remember nothing: whoever runs an episode keeps its history.
+"""The last T observations, for policies that look back. Policies remember nothing: whoever runs an episode keeps its history.
 
 Windowed observations have an axis T after B, the newest last, and `timestep_pad_mask` bool [B,T], False where the episode had not yet
 begun; there the first observation stands in. `instruction` and goals belong to the episode and have no T.

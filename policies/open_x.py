@@ -41,7 +41,7 @@ def open_x_spec(dataset: str, low: Sequence[float], high: Sequence[float], chunk
     """The spec of a policy for `dataset` (its `unnorm_key`); bounds [A] in physical units.
 
     Open-X standardises to x, y, z, roll, pitch, yaw and an open gripper at 1. Vectors of another size are joint spaces or bimanual
-    ones, of which a checkpoint tells nothing: their dimensions are numbered. control_hz: None looks the dataset up; 0 if it is not known.
+    ones, of which a checkpoint tells nothing: their dimensions are numbered. control_hz: None looks the dataset up; 0 where unknown.
     """
     if control_hz is None:
         control_hz = next((hz for name, hz in CONTROL_HZ.items() if dataset.startswith(name)), 0)

@@ -22,7 +22,6 @@ from robot_rl.commands.evaluate import Evaluate
 from robot_rl.commands.policies import Policies
 from robot_rl.commands.train import TrainCritic, train_policy_command
 
-
 Commands = TypeVar("Commands")
 
 
@@ -47,14 +46,16 @@ class Bench:
 
 def _command(arguments: Sequence[str]) -> Any:
     """The type of everything that can be said, whose `train policy` has the settings of the family that is asked for."""
-    train = (
-        Annotated[TrainCritic, tyro.conf.subcommand("critic")]
-        | Annotated[train_policy_command(arguments), tyro.conf.subcommand("policy")]
+    train_policy: Any = train_policy_command(arguments)
+    train: Any = (
+        Annotated[TrainCritic, tyro.conf.subcommand("critic")] | Annotated[train_policy, tyro.conf.subcommand("policy")]
     )
     return (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Data, tyro.conf.subcommand("data")]
-        | Annotated[Group[train], tyro.conf.subcommand("train", description="Train a critic or a policy on a converted dataset.")]
+        | Annotated[
+            Group[train], tyro.conf.subcommand("train", description="Train a critic or a policy on a converted dataset.")
+        ]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Policies, tyro.conf.subcommand("policies")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]

@@ -6,7 +6,7 @@ Parameters have LeRobot's names.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +87,9 @@ class Layer(nn.Module):
         def feed_forward(y: torch.Tensor) -> torch.Tensor:
             return self.linear2(self.dropout(self.activation(self.linear1(y))))
 
-        steps = [attend, attend_memory, feed_forward] if self.cross else [attend, feed_forward]
+        steps: list[Callable[[torch.Tensor], torch.Tensor]] = [attend, feed_forward]
+        if self.cross:
+            steps.insert(1, attend_memory)
         for index, step in enumerate(steps, 1):
             norm = self.get_submodule(f"norm{index}")
             x = x + self.dropout(step(norm(x))) if self.pre_norm else norm(x + self.dropout(step(x)))
@@ -173,7 +175,7 @@ class ACT(nn.Module):
         positions = [self.encoder_1d_feature_pos_embed.weight[None]]
         for camera in cameras:
             features = self.encoder_img_feat_input_proj(self.backbone(camera))
-            positions.append(map_positions(*features.shape[2:], self.config.dim_model, features.device))
+            positions.append(map_positions(features.shape[2], features.shape[3], self.config.dim_model, features.device))
             tokens.append(features.flatten(2).transpose(1, 2))
         return torch.cat(tokens, dim=1), torch.cat(positions, dim=1)
 

@@ -95,11 +95,13 @@ class TransformerDenoiser(Denoiser):
         return self.transformer.denoise(noisy.flatten(0, 1), timestep, condition).view_as(noisy)
 
 
-_DENOISERS = {"mlp": MLPDenoiser, "unet": UNetDenoiser, "transformer": TransformerDenoiser}
+_DENOISERS: dict[str, Any] = {"mlp": MLPDenoiser, "unet": UNetDenoiser, "transformer": TransformerDenoiser}
 
 
 def make_denoiser(name: DenoiserName, hidden: int, blocks: int, features: int, chunk: int, action: int) -> Denoiser:
     """InputError when the sizes do not suit the network."""
     if name != "mlp" and (hidden % 8 or blocks < 1):
-        raise InputError(f"--hidden {hidden} --blocks {blocks}: a {name} denoiser needs a multiple of 8, and at least one block")
+        raise InputError(
+            f"--hidden {hidden} --blocks {blocks}: a {name} denoiser needs a multiple of 8, and at least one block"
+        )
     return _DENOISERS[name](hidden, blocks, features, chunk, action)

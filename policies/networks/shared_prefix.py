@@ -1,7 +1,7 @@
 """K continuations of one prefix: a Llama-type decoder reads the prefix once, and all samples attend to the same keys and values.
 
-The layers' own modules are called one by one, so adapters (LoRA) and quantised linears work, and no cache class is involved. The prefix is
-never copied: the K queries of an observation are rows of one matrix product with its keys.
+The layers' own modules are called one by one, so adapters (LoRA) and quantised linears work, and no cache class is involved. The
+prefix is never copied: the K queries of an observation are rows of one matrix product with its keys.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 class Prefix:
     """Axes: B observations, P tokens, G key heads, D width, d width of a head.
 
-    keys [B,G,d,P] and values [B,G,P,d] of each layer. hidden [B,D]: after the final norm at each row's last token. positions int64 [B]: of
-    the next token. bias: additive [B,1,1,P], -inf at padding; None without any.
+    keys [B,G,d,P] and values [B,G,P,d] of each layer. hidden [B,D]: after the final norm at each row's last token. positions int64
+    [B]: of the next token. bias: additive [B,1,1,P], -inf at padding; None without any.
     """
 
     keys: list[torch.Tensor]
@@ -89,9 +89,7 @@ def score_tokens(decoder: Any, head: Head, embed: Embed, prefix: Prefix, indices
     return torch.take_along_dim(head(hidden).float().log_softmax(-1), indices[..., None], dim=-1)[..., 0]
 
 
-def _draw(
-    logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
-) -> torch.Tensor:
+def _draw(logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> torch.Tensor:
     """[B,K] from logits [B,K,V]."""
     if temperature == 0:
         return logits.argmax(-1)
@@ -121,7 +119,7 @@ class _Suffix:
         ):
             q, k, v = _project(layer, x, rotary)
             keys[:, :, :, at], values[:, :, :, at] = k, v
-            batch, group, samples, width = k.shape
+            _, group, samples, _ = k.shape
             # Query head h belongs to key head h // (heads / G): [B,G,heads/G,K,d].
             q = q.unflatten(1, (group, -1)) * layer.self_attn.scaling
             folded = q.flatten(2, 3)
@@ -143,7 +141,7 @@ class _Suffix:
 
 def _continue(decoder: Any, prefix: Prefix, x: torch.Tensor) -> torch.Tensor:
     """Hidden states [B,K,n,D] of whole continuations [B,K,n,D], causal among themselves, with the prefix shared."""
-    batch, samples, tokens, _ = x.shape
+    _, samples, tokens, _ = x.shape
     positions = prefix.positions[:, None] + torch.arange(tokens, device=x.device).repeat(samples)
     x = x.flatten(1, 2)
     rotary = _rotary(decoder, x, positions)

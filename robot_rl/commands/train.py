@@ -67,7 +67,8 @@ def train_policy_command(arguments: Sequence[str]) -> Any:
         return TrainPolicy[DiffusionConfig]
     from robot_rl.recipes import trainable_family
 
-    return TrainPolicy[trainable_family(family).config_type]
+    settings: Any = trainable_family(family).config_type
+    return TrainPolicy[settings]
 
 
 def _say(out: Path, steps: int, metrics: list[dict[str, float]]) -> None:

@@ -54,4 +54,3 @@ def _decider(
 ) -> Callable[[], Any]:
     steered = SteeredPolicy(policy, critic, config)
     return lambda: steered.sample(seen, 1, generator)
-
