@@ -87,13 +87,16 @@ class ChunkSampler:
         """B windows: `size` drawn by a generator, or those that start at the given rows [B].
 
         observations, next_observations: {key: [B,...], "instruction": B strings, "instruction_embedding": float32 [B,D]}; actions:
-        float32 [B,H,A], physical units; reward, discount (see above), mc_return (at the start): float32 [B]; instruction_index: int32 [B]; rows: int64 [B].
+        float32 [B,H,A], physical units; reward, discount (see above), mc_return (at the start): float32 [B]; instruction_index: int32
+        [B]; rows: int64 [B].
         """
         if isinstance(rows, np.random.Generator):
             rows = self.starts[rows.integers(len(self.starts), size=size)]
         final = self._final[rows]
         chunk = np.minimum(rows[:, None] + np.arange(self.horizon), final[:, None] - 1)
-        following = {} if self.every_start else {"next_observations": self._observations(np.minimum(rows + self.horizon, final))}
+        following = (
+            {} if self.every_start else {"next_observations": self._observations(np.minimum(rows + self.horizon, final))}
+        )
         return {
             "observations": self._observations(rows),
             **following,

@@ -1,8 +1,8 @@
 """Makes a torchvision that was built for another torch importable, so far as models without detection need it.
 
-Where torch is a CPU build and the registry has torchvision for CUDA only, `import torchvision` fails because its compiled operators did not
-load, and timm, transformers and diffusers fail with it. Declaring the two operators whose fake kernels torchvision registers cures
-that. With a matching pair this does nothing. Call it before the first import of any of those packages.
+Where torch is a CPU build and the registry has torchvision for CUDA only, `import torchvision` fails because its compiled operators
+did not load, and timm, transformers and diffusers fail with it. Declaring the two operators whose fake kernels torchvision registers
+cures that. With a matching pair this does nothing. Call it before the first import of any of those packages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Autoregressive policy: an action chunk as H x A tokens, one bin each, drawn one after the other by a small Llama-type decoder.
 
-The observation becomes a prefix of tokens that is computed once and shared by all samples (policies/networks/shared_prefix.py). Bins are
-equal parts of the data's range, as in RT-2 (2307.15818) and OpenVLA (2406.09246).
+The observation becomes a prefix of tokens that is computed once and shared by all samples (policies/networks/shared_prefix.py).
+Bins are equal parts of the data's range, as in RT-2 (2307.15818) and OpenVLA (2406.09246).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class AutoregressivePolicy(TrainedPolicy):
                 intermediate_size=4 * config.hidden,
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
+                bos_token_id=None,
+                eos_token_id=None,
             )
         )
         self.decoder.embed_tokens.requires_grad_(False)

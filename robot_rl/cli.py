@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from data.errors import InputError
-from robot_rl.commands.bench import BenchSim, BenchSteering
+from robot_rl.commands.bench import BenchSampling, BenchSim, BenchSteering
 from robot_rl.commands.data import DataConvert, DataInspect
 from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
@@ -41,7 +41,11 @@ class Data:
 class Bench:
     """Measure speed on this machine."""
 
-    command: Annotated[BenchSim, tyro.conf.subcommand("sim")] | Annotated[BenchSteering, tyro.conf.subcommand("steering")]
+    command: (
+        Annotated[BenchSim, tyro.conf.subcommand("sim")]
+        | Annotated[BenchSampling, tyro.conf.subcommand("sampling")]
+        | Annotated[BenchSteering, tyro.conf.subcommand("steering")]
+    )
 
 
 def _command(arguments: Sequence[str]) -> Any:

@@ -36,10 +36,52 @@ class BenchSim:
 
 
 @dataclass(frozen=True)
+class BenchSampling:
+    """Time of drawing K candidates, as a multiple of drawing one, and against the naive ways in the same run, on one thread.
+
+    Without --policy: an untrained policy of each family, of a size that people run.
+    """
+
+    policy: str | None = None  # a policy to measure instead: a folder or a spec
+    families: tuple[str, ...] = ()  # only these of the untrained ones; none means all
+    repeats: int = 5  # timed samplings of each K
+    json: Path | None = None  # where to write the numbers
+
+    def __post_init__(self) -> None:
+        check_settings(self, repeats=POSITIVE)
+
+    def run(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        from policies import load_policy
+        from policies.bench import bench_sampling, examples
+        from robot_rl.console import check_writable, console, write_json
+
+        check_writable(self.json)
+        builders = {self.policy: lambda: load_policy(self.policy)} if self.policy else examples(self.families)
+        columns = ("policy", "K", "ms (median)", "x K=1", "K calls, ms", "x", "K copies, ms", "x")
+        table = Table(*columns, title="drawing K candidates, one observation, one thread")
+        rows = []
+        for name, build in builders.items():
+            console.print(f"measuring {name} ...", highlight=False)
+            for row in bench_sampling(build(), self.repeats):
+                rows.append({"policy": name, **row})
+                naive = ("calls_milliseconds", "calls_ratio", "copies_milliseconds", "copies_ratio")
+                digits = (0, 1, 0, 1)
+                cells = [f"{row[key]:.{digit}f}" if key in row else "" for key, digit in zip(naive, digits, strict=True)]
+                table.add_row(name, str(row["k"]), f"{row['milliseconds']:.1f}", f"{row['ratio']:.2f}", *cells)
+            table.add_section()
+        Console().print(table)
+        if self.json:
+            write_json(self.json, {"rows": rows})
+
+
+@dataclass(frozen=True)
 class BenchSteering:
     """Time of one decision, steered with K candidates, as a multiple of the policy's own in the same run, on one thread."""
 
-    policy: Path  # folder that `robot-rl train policy` wrote
+    policy: str  # a folder that `robot-rl train policy` wrote, or any other policy's spec
     critic: Path  # folder that `robot-rl train critic` wrote
     repeats: int = 50  # timed decisions of each variant
     json: Path | None = None  # where to write the numbers

@@ -16,7 +16,7 @@ class Evaluate:
     With --json, a killed evaluation is resumed by the same command.
     """
 
-    policy: Path  # folder that `robot-rl train policy` wrote
+    policy: str  # a folder that `robot-rl train policy` wrote, or any other policy's spec, `[family:]place[?option=value]`
     critic: Path  # folder that `robot-rl train critic` wrote
     env: str = "tabletop"  # Gymnasium id, or several with commas between; `tabletop` is all tasks of that suite
     episodes: int = 100  # in each environment and for each arm
