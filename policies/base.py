@@ -48,18 +48,19 @@ class ObservationSpec:
     """What a policy looks at, besides the instruction.
 
     images: camera key -> (height, width) that it works at; other sizes are resized. vectors: key -> size. window: T, how many
-    consecutive control steps, the newest last.
+    consecutive control steps, the newest last. instruction: one that it understands.
     """
 
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     vectors: Mapping[str, int] = field(default_factory=dict)
     window: int = 1
+    instruction: str = "pick up the block"
 
     def example(self, batch: int = 1) -> dict[str, Any]:
-        """Black images, zero vectors and a short instruction: B observations of one control step."""
+        """Black images, zero vectors and the instruction: B observations of one control step."""
         images = {key: np.zeros((batch, *size, 3), np.uint8) for key, size in self.images.items()}
         vectors = {key: np.zeros((batch, size), np.float32) for key, size in self.vectors.items()}
-        return {**images, **vectors, "instruction": ["pick up the block"] * batch}
+        return {**images, **vectors, "instruction": [self.instruction] * batch}
 
 
 @runtime_checkable

@@ -78,7 +78,7 @@ def _ours(config: Any) -> Policy:
     torch.manual_seed(0)
     one = np.ones(7, np.float32)
     spec = ActionSpec(tuple("xyzabc") + ("gripper",), ("1",) * 7, (-1.0,) * 7, (1.0,) * 7, "made_up", 5.0, config.chunk)
-    language = LanguageEncoder("dataset", {text: np.ones(384, np.float32) for text in ObservationSpec().example()["instruction"]})
+    language = LanguageEncoder("dataset", {ObservationSpec().instruction: np.ones(384, np.float32)})
     unit = Normalizer(0 * one, one)
     contract = DataContract(spec, unit, {"proprio": unit}, {"image_primary": (128, 128)}, language, ("made up",))
     return family_class(config.family).create(config, contract).eval()

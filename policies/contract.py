@@ -57,7 +57,8 @@ class DataContract:
 
     @property
     def observation_spec(self) -> ObservationSpec:
-        return ObservationSpec(self.images, {key: len(normalizer.offset) for key, normalizer in self.vectors.items()})
+        vectors = {key: len(normalizer.offset) for key, normalizer in self.vectors.items()}
+        return ObservationSpec(self.images, vectors, instruction=next(iter(self.language.table)))
 
     def to_json(self) -> dict[str, Any]:
         return {

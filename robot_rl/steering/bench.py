@@ -24,8 +24,6 @@ def bench(policy: Policy, critic: Critic, repeats: int = 50) -> list[dict[str, A
     """
     torch.set_num_threads(1)
     seen = SteeredPolicy(policy, critic).observation_spec.example()
-    # A critic whose language comes with its data knows the instructions of that data alone.
-    seen["instruction"] = [next(iter(critic.contract.language.table))]
     generator = torch.Generator(device=critic.device).manual_seed(0)
     z, chunk = critic.encode(seen), policy.sample(seen, CANDIDATES[-1], generator)[:, :, : critic.action_spec.chunk]
     variants: dict[str, Callable[[], Any]] = {"policy alone": lambda: policy.sample(seen, 1, generator)}

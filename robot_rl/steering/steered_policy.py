@@ -120,6 +120,8 @@ def _both(policy: Policy, critic: Critic) -> ObservationSpec:
         seen,
         images={**critic.observation_spec.images, **seen.images},
         vectors={**critic.observation_spec.vectors, **seen.vectors},
+        # The critic's language may be that of its data alone, which then is the narrower one.
+        instruction=critic.observation_spec.instruction,
     )
 
 

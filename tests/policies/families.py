@@ -24,7 +24,7 @@ VECTORS = EncoderConfig(inputs=("state", "proprio"), vector_features=32)
 CAMERAS = EncoderConfig(inputs=("image_primary", "proprio"))
 
 
-def make(store: Any, config: Any) -> Policy:
+def make(store: Any, config: Any) -> Any:
     torch.manual_seed(0)
     contract = DataContract.from_store(store, config.chunk, config.encoder.inputs)
     return family_class(config.family).create(config, contract).eval()
