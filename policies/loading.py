@@ -11,7 +11,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,24 @@ FAMILIES = {
     "autoregressive": "policies.autoregressive:AutoregressivePolicy",
 }
 _WHOLE, _ENDS = 64 << 20, 1 << 20
+_HUB = "hf://"
 _REMOTE = ("ws://", "wss://", "http://", "https://")
 
 
 def load_policy(spec: Path | str, device: str = "cpu") -> Policy:
     """Load a policy; InputError when there is none, it is of another family, or an option is unknown."""
-    family, location, options = parse_spec(str(spec))
+    given, location, options = parse_spec(str(spec))
+    place = _place(location)
+    found = "remote" if isinstance(place, str) else _recognize(place)
+    if given and found and given != found:
+        raise InputError(f"{location}: holds a policy of the family {found}, not {given}; leave {given}: out")
+    family = given or found
     if family is None:
-        family = "remote" if location.startswith(_REMOTE) else _recognize(Path(location))
+        raise InputError(
+            f"{location}: no checkpoint here that any family knows; give the folder that `robot-rl train` wrote or a checkpoint of "
+            f"{', '.join(FAMILIES)}"
+        )
     policy_class = family_class(family)
-    place: Path | str = location
-    if not location.startswith(_REMOTE):
-        place = Path(location)
-        if not place.exists():
-            raise InputError(f"{place}: there is no such checkpoint; give a folder, a file, or a server as ws://host:port")
-        place = latest_checkpoint(place) or place if place.is_dir() else place
     return policy_class.load(place, device, **_typed(family, policy_class, options))
 
 
@@ -53,14 +56,12 @@ def policy_digest(spec: Path | str) -> str:
 
     Of a file over 64 MB its size and both ends count: hashing the whole of a large model takes longer than loading it.
     """
-    _, location, _ = parse_spec(str(spec))
+    place = _place(parse_spec(str(spec))[1])
     digest = hashlib.sha256(str(spec).partition("?")[2].encode())
-    if location.startswith(_REMOTE):
-        digest.update(location.encode())
+    if isinstance(place, str):
+        digest.update(place.encode())
         return digest.hexdigest()[:16]
-    path = Path(location)
-    checkpoint = latest_checkpoint(path) or path if path.is_dir() else path
-    files = sorted(file for file in checkpoint.rglob("*") if file.is_file()) if checkpoint.is_dir() else [checkpoint]
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
     for file in files:
         # What only training needs changes nothing that the policy does.
         if file.name == "training.safetensors":
@@ -96,22 +97,43 @@ def family_options(policy_class: Any) -> Mapping[str, inspect.Parameter]:
     return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
-def _recognize(path: Path) -> str:
-    """The family of a checkpoint: what our own config.json says, else the first family that recognises it."""
+def _place(location: str) -> Path | str:
+    """A server's address as it is; else an existing file or folder, of a run its newest step. `hf://owner/name` is downloaded."""
+    if location.startswith(_REMOTE):
+        return location
+    path = _download(location.removeprefix(_HUB)) if location.startswith(_HUB) else Path(location)
     if not path.exists():
-        raise InputError(f"{path}: there is no such checkpoint; give a folder, a file, or a server as ws://host:port")
-    checkpoint = latest_checkpoint(path) or path if path.is_dir() else path
-    if (checkpoint / "config.json").is_file() and (family := read_config(checkpoint).get("family")):
+        raise InputError(
+            f"{path}: there is no such checkpoint; give a folder, a file, {_HUB}owner/name, or a server as ws://host:port"
+        )
+    return latest_checkpoint(path) or path if path.is_dir() else path
+
+
+def _download(repository: str) -> Path:
+    """The local copy of a repository of the Hugging Face hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{_HUB}{repository}: cannot be downloaded ({reason}); check its name, or give a local folder"
+        ) from None
+
+
+def _recognize(path: Path) -> str | None:
+    """The family of a checkpoint: what our own config.json says, else the first family that recognises it."""
+    if (path / "config.json").is_file() and (family := read_config(path).get("family")):
         if family not in FAMILIES:
             raise InputError(f"{path}: holds a {family!r}, not a policy; known families: {', '.join(FAMILIES)}")
         return family
-    for family in FAMILIES:
-        if getattr(family_class(family), "recognizes", lambda _: False)(checkpoint):
-            return family
-    raise InputError(
-        f"{path}: no checkpoint here that any family knows; give the folder that `robot-rl train` wrote or a checkpoint of "
-        f"{', '.join(FAMILIES)}"
-    )
+    return next((name for name in FAMILIES if _recognizer(name)(path)), None)
+
+
+def _recognizer(family: str) -> Callable[[Path], bool]:
+    return getattr(family_class(family), "recognizes", lambda _: False)
 
 
 def _typed(family: str, policy_class: Any, options: Mapping[str, str]) -> dict[str, Any]:

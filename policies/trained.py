@@ -51,10 +51,14 @@ class TrainedPolicy(nn.Module):
         ).to(device)
 
     def to_json(self) -> dict[str, Any]:
-        return {"family": self.config.family, "config": asdict(self.config), "contract": self.contract.to_json()}
+        return {"family": self.family, "config": asdict(self.config), "contract": self.contract.to_json()}
 
     def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
         return self.state_dict()
+
+    @property
+    def family(self) -> str:
+        return self.config_type.family
 
     @property
     def action_spec(self) -> ActionSpec:
