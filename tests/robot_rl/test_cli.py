@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from data import RldsWriter, Store
-from policies import checkpoint
+from policies import FAMILIES, checkpoint, load_policy
 from policies.config import DiffusionConfig, EncoderConfig
+from policies.loading import family_class
 from robot_rl.cli import main
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.critic import CriticConfig
@@ -113,6 +114,42 @@ def test_record_convert_train_evaluate(trained, tmp_path, capsys):
         )
     assert {"difference", "difference_interval", "mcnemar_p"} <= values["steered_vs_base"].keys()
     assert list(tmp_path.iterdir()) == [found]
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in FAMILIES if hasattr(family_class(name), "config_type") and name != "openvla"]
+)
+def test_every_family_is_trained_by_its_name(trained, tmp_path, family):
+    """OpenVLA needs a pretrained model: its own tests train it."""
+    arguments = [
+        "--data",
+        trained / "store",
+        "--out",
+        tmp_path / "run",
+        "--policy",
+        family,
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+    ]
+    assert main(["train", "policy", *map(str, arguments)]) == 0
+    assert load_policy(tmp_path / "run").family == family
+    assert main(["train", "policy", *map(str, arguments)]) == 0
+
+
+def test_the_families_are_listed(tmp_path, capsys):
+    assert main(["policies", "--json", str(tmp_path / "families.json")]) == 0
+    families = {row["family"]: row for row in json.loads((tmp_path / "families.json").read_text())["families"]}
+    assert families.keys() == FAMILIES.keys()
+    assert all("sample" in row["abilities"] and row["what"] for row in families.values())
+    assert families["gaussian"]["abilities"] == ["sample", "encode once", "loss", "log-prob"]
+
+
+def test_a_family_that_cannot_be_trained_is_named(capsys, tmp_path):
+    said = fails(capsys, "train", "policy", "--data", "d", "--out", tmp_path / "o", "--policy", "juggler")
+    assert "juggler" in said
+    assert "flow" in said
 
 
 @pytest.mark.skipif(not BRIDGE.is_dir(), reason="the BridgeData slice is not here (../shared/data)")
