@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from data.errors import NONNEGATIVE, POSITIVE, RATE, InputError, check_settings
@@ -100,6 +101,35 @@ class AutoregressiveConfig:
         check_settings(self, temperature=RATE)
         if self.hidden % (2 * self.heads):
             raise InputError(f"--hidden is {self.hidden}; it must be a multiple of twice the {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """What it looks at."""
+
+    inputs: tuple[str, ...] = ("image_primary",)  # the one camera's key
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != 1 or not self.inputs[0].startswith("image_"):
+            raise InputError(f"--inputs is {' '.join(self.inputs) or 'empty'}; it must be one camera, such as image_primary")
+
+
+@dataclass(frozen=True)
+class OpenVLAConfig:
+    """OpenVLA, fine-tuned by LoRA. The defaults are those of PA-RL (2412.06685)."""
+
+    family: ClassVar[str] = "openvla"
+    pretrained: Path  # folder of the OpenVLA checkpoint to begin with; it is needed again whenever the result is loaded
+    encoder: CameraConfig = field(default_factory=CameraConfig)
+    chunk: int = 1  # actions predicted together, H, as one row of tokens
+    lora_rank: int = 32  # of the adapters, which are on every linear layer but the output's
+    lora_alpha: int = 16  # the adapters' scale is alpha / rank
+    lora_dropout: float = 0.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen weights; auto is bfloat16 where there is a GPU
+    temperature: float = 1.0  # of sampling; 0 takes the likeliest token
+
+    def __post_init__(self) -> None:
+        check_settings(self, chunk=POSITIVE, lora_rank=POSITIVE, lora_alpha=POSITIVE, lora_dropout=(0, 0.99), temperature=(0, 1e6))
 
 
 def config_from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:

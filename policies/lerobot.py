@@ -19,10 +19,10 @@ from torch import nn
 from data.errors import InputError
 from policies.base import ActionSpec, Observations, ObservationSpec, Policy
 from policies.checkpoint import read_config, read_tensors
-from policies.history import latest, windowed
+from policies.foreign import entry, load_weights, pictures, vector
+from policies.history import windowed
 from policies.lerobot_format import ACTION, Feature, Normalization, read_features, read_normalization
 from policies.lerobot_models import LeRobotACT, LeRobotDiffusion
-from policies.networks.visual import resized
 
 _LATENTS = ("zero", "prior")
 
@@ -66,11 +66,14 @@ class LeRobotPolicy(nn.Module):
         latent: str = "zero",
         chunk: int | None = None,
     ) -> Policy:
-        """The policy of a folder with config.json and model.safetensors; InputError if it is damaged, or would run unnormalised.
+        """The policy of a folder with config.json and model.safetensors, or of the training that wrote it.
+
+        InputError where it is damaged, or would run without its normalisation.
 
         inference_steps: a diffusion policy's, by DDIM; as the checkpoint says (often DDPM, all steps) if None. latent: `zero` as ACT
         runs, all samples alike, or `prior`, so that they differ. chunk: actions to give, as many as the checkpoint executes if None.
         """
+        location = _folder(location)
         config = read_config(location)
         kind = config.get("type")
         if latent not in _LATENTS:
@@ -102,7 +105,7 @@ class LeRobotPolicy(nn.Module):
     def recognizes(cls, path: Path) -> bool:
         """Whether the folder has a config.json with a LeRobot policy's `type` and features, and weights beside it."""
         try:
-            config = json.loads((path / "config.json").read_text())
+            config = json.loads((_folder(path) / "config.json").read_text())
         except (OSError, ValueError):
             return False
         return isinstance(config, dict) and {"type", "input_features", "output_features"} <= set(config)
@@ -173,55 +176,19 @@ class LeRobotPolicy(nn.Module):
         return {name: self._of(name).normalize(value) for name, value in tensors.items()}
 
     def _tensors(self, observations: Observations) -> dict[str, torch.Tensor]:
-        """The checkpoint's features from ours: pictures as float [...,3,h,w] in [0,1], vectors as they are."""
-        window = self.model.window
-        seen = windowed(observations, window) if window > 1 else latest(observations)
+        """The checkpoint's features [B,T,...] from ours: pictures as float [...,3,h,w] in [0,1], vectors as they are."""
+        seen = windowed(observations, self.model.window)
         result = {}
         for name, feature in self.inputs.items():
-            if feature.ours not in seen:
-                raise InputError(
-                    f"the observation lacks {feature.ours!r}, the policy's {name!r} (it has {', '.join(sorted(observations))})"
-                )
-            value = torch.as_tensor(np.asarray(seen[feature.ours]), device=self.device)
-            lead = 2 if isinstance(self.model, LeRobotDiffusion) else 1
-            if window == 1 and lead == 2:
-                value = value[:, None]
+            value = entry(seen, feature.ours, name, self.device)
             if feature.kind == "VISUAL":
-                channels, height, width = feature.shape
-                if value.ndim != lead + 3 or value.shape[-1] != channels:
-                    raise InputError(
-                        f"the observation's {feature.ours!r} has shape {tuple(value.shape)}, not (..., h, w, {channels})"
-                    )
-                pictures = value.flatten(0, lead - 1).permute(0, 3, 1, 2).float() / 255
-                result[name] = resized(pictures, (height, width)).unflatten(0, value.shape[:lead])
+                result[name] = pictures(value, feature.shape, feature.ours)
             else:
-                if value.shape[lead:] != feature.shape:
-                    raise InputError(
-                        f"the observation's {feature.ours!r} has shape {tuple(value.shape)}, this policy was trained on {feature.shape}"
-                    )
-                result[name] = value.float()
+                result[name] = vector(value, feature.shape[0], feature.ours)
         return result
 
 
-def load_weights(model: nn.Module, names: Mapping[str, str], weights: Mapping[str, torch.Tensor], where: Path) -> None:
-    """Give `model` a checkpoint's weights; names: checkpoint's key -> model's. InputError for a key too few or too many, or NaN."""
-    missing, surplus = sorted(set(names) - set(weights)), sorted(set(weights) - set(names))
-    for keys, what in ((missing, "lacks"), (surplus, "has an unknown")):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise InputError(
-                f"{where}: {what} {keys[0]!r}{more}; its config.json is of another model, or another version wrote it"
-            )
-    broken = next(
-        (key for key, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()), None
-    )
-    if broken:
-        raise InputError(
-            f"{where}: {broken!r} has values that are not finite; the training diverged, take an earlier checkpoint"
-        )
-    own = model.state_dict()
-    for theirs, ours in names.items():
-        if own[ours].shape != weights[theirs].shape:
-            shapes = f"{tuple(weights[theirs].shape)}, not {tuple(own[ours].shape)}"
-            raise InputError(f"{where}: {theirs!r} has shape {shapes} as its config.json says")
-    model.load_state_dict({ours: weights[theirs] for theirs, ours in names.items()})
+def _folder(location: Path) -> Path:
+    """Where a training's folder, or its step's, has the policy."""
+    inner = [location / "pretrained_model", location / "checkpoints" / "last" / "pretrained_model"]
+    return next((folder for folder in [location, *inner] if (folder / "config.json").is_file()), location)

@@ -17,6 +17,7 @@ from torch import nn
 
 from data.errors import InputError
 from policies.checkpoint import read_tensors
+from policies.foreign import camera_names
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
 # Statistics that a mode needs: the two values that become 0 and 1, or -1 and 1.
@@ -88,7 +89,7 @@ def read_features(config: Mapping[str, Any], where: Path) -> dict[str, Feature]:
                 raise InputError(f"{where}: {side} has no type and shape for {name!r}") from error
     if given.get(ACTION, ("",))[0] != "ACTION":
         raise InputError(f"{where}: output_features has no 'action'; policies that put out something else cannot be steered")
-    ours = _camera_names([name for name, (kind, _) in given.items() if kind == "VISUAL"])
+    ours = camera_names([name for name, (kind, _) in given.items() if kind == "VISUAL"])
     # LeRobot's networks see these: pictures, the one state, the first ENV; what else is listed they ignore.
     environment = next((name for name, (kind, _) in given.items() if kind == "ENV"), None)
     features = {}
@@ -98,14 +99,6 @@ def read_features(config: Mapping[str, Any], where: Path) -> dict[str, Feature]:
         elif name in (STATE, ACTION, environment):
             features[name] = Feature(name, kind, shape, {"STATE": "proprio", "ENV": "state", "ACTION": ACTION}[kind])
     return features
-
-
-def _camera_names(cameras: list[str]) -> dict[str, str]:
-    """The first camera on no wrist, or the only one, is `image_primary`; the first wrist `image_wrist`; others keep their names."""
-    primary = next((name for name in cameras if "wrist" not in name), cameras[0] if cameras else None)
-    wrist = next((name for name in cameras if "wrist" in name and name != primary), None)
-    special = {primary: "image_primary", wrist: "image_wrist"}
-    return {name: special.get(name) or f"image_{name.rpartition('.')[2]}" for name in cameras}
 
 
 def read_normalization(

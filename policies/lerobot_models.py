@@ -1,8 +1,8 @@
 """LeRobot's two policies that are read natively, from normalised inputs to normalised action chunks. Parameters have LeRobot's names.
 
 Both answer `encode(inputs)`, the trunk's one pass; `sample(encoding, K)`, all predicted actions [B,K,P,A]; `errors`, elementwise,
-and a regulariser; `bound`, what a sampled action never exceeds in magnitude, or None. inputs: feature name -> [B,T,...] (diffusion)
-or [B,...] (ACT), normalised.
+and a regulariser; `bound`, what a sampled action never exceeds in magnitude, or None. inputs: feature name -> [B,T,...],
+normalised.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class CameraEncoder(nn.Module):
         super().__init__()
         self.resize = _pair(config.get("resize_shape"))
         self.crop = _pair(config.get("crop_shape"))
+        if self.resize:
+            # With a resize, LeRobot derives the crop from its ratio, whatever crop_shape says.
+            ratio = float(config.get("crop_ratio", 1.0))
+            self.crop = (int(self.resize[0] * ratio), int(self.resize[1] * ratio)) if ratio < 1 else None
         self.random_crop = bool(config.get("crop_is_random", True))
         keypoints = int(config.get("spatial_softmax_num_keypoints", 32))
         norm: Norm = "group" if config.get("use_group_norm", True) else "batch"
@@ -173,10 +177,10 @@ class LeRobotACT(nn.Module):
         return key
 
     def _named(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: inputs[feature] for name, feature in self.names.items()}
+        return {name: inputs[feature][:, 0] for name, feature in self.names.items()}
 
     def encode(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model.observe(self._named(inputs), [inputs[camera.name] for camera in self.cameras])
+        return self.model.observe(self._named(inputs), [inputs[camera.name][:, 0] for camera in self.cameras])
 
     def sample(
         self, encoding: tuple[torch.Tensor, torch.Tensor], num_samples: int, generator: torch.Generator | None

@@ -34,7 +34,8 @@ class LeRobotPackagePolicy:
         self.policy, self.before, self.after = policy, before, after
         self.inputs = [feature for feature in features.values() if feature.kind != "ACTION"]
         self.size = features[ACTION].shape[0]
-        chunk = int(config.get("n_action_steps") or config.get("chunk_size") or 1)
+        self.time_first = config.get("type") == "tdmpc"  # Its chunks alone are [H,B,A].
+        chunk = int(next((config[key] for key in ("n_action_steps", "action_chunk_size", "chunk_size") if config.get(key)), 1))
         low, high = action_bounds(folder, features[ACTION])
         names = tuple(f"action_{i}" for i in range(self.size))
         self.action_spec = ActionSpec(names, ("1",) * self.size, tuple(low), tuple(high), "unknown", 0.0, chunk)
@@ -87,9 +88,11 @@ class LeRobotPackagePolicy:
             for step in range(window):
                 batch = {feature.name: self._tensor(seen, feature, step, num_samples) for feature in self.inputs}
                 batch = self.before({**batch, "task": tasks})
-                if window > 1:
-                    self._remember(batch)
+                batch.pop(ACTION, None)  # The pipeline adds one, of None.
+                self._remember(batch)
             chunks = self.after(self.policy.predict_action_chunk(batch))
+        if self.time_first:
+            chunks = chunks.transpose(0, 1)
         chunks = chunks[:, : self.action_spec.chunk, : self.size].float().to(device)
         return chunks.unflatten(0, (len(tasks) // num_samples, num_samples))
 
@@ -104,8 +107,12 @@ class LeRobotPackagePolicy:
         return value.float().repeat_interleave(copies, 0)
 
     def _remember(self, batch: dict[str, Any]) -> None:
-        """Policies with a history read it from queues of their own, cameras stacked."""
+        """Some policies read their history, even one of a single step, from queues of their own, where cameras have other names."""
+        queues = getattr(self.policy, "_queues", None) or {}
+        if not set(queues) - {ACTION}:
+            return
         cameras = [batch[feature.name] for feature in self.inputs if feature.kind == "VISUAL"]
         if cameras:
+            batch.setdefault("observation.image", cameras[0])
             batch["observation.images"] = torch.stack(cameras, dim=-4)
-        import_module("lerobot.policies.utils").populate_queues(self.policy._queues, batch)
+        import_module("lerobot.policies.utils").populate_queues(queues, batch)

@@ -28,6 +28,7 @@ FAMILIES = {
     "diffusion": "policies.diffusion:DiffusionPolicy",
     "flow": "policies.flow:FlowPolicy",
     "autoregressive": "policies.autoregressive:AutoregressivePolicy",
+    "openvla": "policies.openvla:OpenVLAPolicy",
 }
 _WHOLE, _ENDS = 64 << 20, 1 << 20
 _HUB = "hf://"
@@ -35,7 +36,10 @@ _REMOTE = ("ws://", "wss://", "http://", "https://")
 
 
 def load_policy(spec: Path | str, device: str = "cpu") -> Policy:
-    """Load a policy; InputError when there is none, it is of another family, or an option is unknown."""
+    """Load a policy; InputError when there is none, it is of another family, or an option is unknown.
+
+    The option `map`, a preset or a file, says what a foreign policy's actions mean; every family has it (policies/maps.py).
+    """
     given, location, options = parse_spec(str(spec))
     place = _place(location)
     found = "remote" if isinstance(place, str) else _recognize(place)
@@ -48,7 +52,13 @@ def load_policy(spec: Path | str, device: str = "cpu") -> Policy:
             f"{', '.join(FAMILIES)}"
         )
     policy_class = family_class(family)
-    return policy_class.load(place, device, **_typed(family, policy_class, options))
+    if "map" not in options or "map" in family_options(policy_class):
+        return policy_class.load(place, device, **_typed(family, policy_class, options))
+    from policies.mapped import MappedPolicy
+    from policies.maps import load_map
+
+    policy_map = load_map(options.pop("map"))
+    return MappedPolicy(policy_class.load(place, device, **_typed(family, policy_class, options)), policy_map)
 
 
 def policy_digest(spec: Path | str) -> str:

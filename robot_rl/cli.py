@@ -16,10 +16,13 @@ import tyro
 
 from data.errors import InputError
 from robot_rl.commands.bench import BenchSampling, BenchSim, BenchSteering
+from robot_rl.commands.bench_serve import BenchServe
+from robot_rl.commands.convert_policy import ConvertPolicy
 from robot_rl.commands.data import DataConvert, DataInspect
 from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
 from robot_rl.commands.policies import Policies
+from robot_rl.commands.serve import Serve
 from robot_rl.commands.train import TrainCritic, train_policy_command
 
 Commands = TypeVar("Commands")
@@ -45,6 +48,7 @@ class Bench:
         Annotated[BenchSim, tyro.conf.subcommand("sim")]
         | Annotated[BenchSampling, tyro.conf.subcommand("sampling")]
         | Annotated[BenchSteering, tyro.conf.subcommand("steering")]
+        | Annotated[BenchServe, tyro.conf.subcommand("serve")]
     )
 
 
@@ -62,6 +66,8 @@ def _command(arguments: Sequence[str]) -> Any:
         ]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Policies, tyro.conf.subcommand("policies")]
+        | Annotated[ConvertPolicy, tyro.conf.subcommand("convert-policy")]
+        | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
     )
 

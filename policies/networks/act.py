@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from data.errors import InputError
 from policies.networks.visual import ResNet
 
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 @dataclass(frozen=True)

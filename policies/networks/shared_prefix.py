@@ -35,25 +35,44 @@ class Prefix:
 def prefill(decoder: Any, embeddings: torch.Tensor, mask: torch.Tensor | None = None) -> Prefix:
     """Read embeddings [B,P,D] once. decoder: transformers' LlamaModel or alike. mask: bool [B,P], True first and padding behind."""
     batch, length, _ = embeddings.shape
-    positions = torch.arange(length, device=embeddings.device)[None]
-    rotary = _rotary(decoder, embeddings, positions)
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
     # Padding is behind every real token, so causality alone keeps it out of sight here.
-    x, keys, values = embeddings, [], []
-    for layer in decoder.layers:
-        q, k, v = _project(layer, x, rotary)
-        attended = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=layer.self_attn.scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        x = _finish(layer, x, attended.transpose(1, 2))
-        keys.append(k.transpose(2, 3).contiguous())
-        values.append(v.contiguous())
+    x = _read(decoder, embeddings, None, True, lambda k, v: (keys.append(k.mT.contiguous()), values.append(v.contiguous())))
     if mask is None:
-        last = torch.full((batch,), length, device=embeddings.device)
+        last = torch.full((batch,), length, device=x.device)
         return Prefix(keys, values, decoder.norm(x[:, -1]), last, None)
     last = mask.sum(1)
     hidden = decoder.norm(x[torch.arange(batch, device=x.device), last - 1])
     bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, float("-inf"))
     return Prefix(keys, values, hidden, last, bias[:, None, None])
+
+
+def hidden_states(
+    decoder: Any, embeddings: torch.Tensor, mask: torch.Tensor | None = None, causal: bool = True
+) -> torch.Tensor:
+    """Hidden states [B,P,D] of whole sequences, after the final norm. mask: as for `prefill`. causal: False lets all see all."""
+    visible = mask[:, None, None] if mask is not None and not causal else None
+    return decoder.norm(_read(decoder, embeddings, visible, causal))
+
+
+def _read(
+    decoder: Any,
+    x: torch.Tensor,
+    visible: torch.Tensor | None,
+    causal: bool,
+    keep: Callable[[torch.Tensor, torch.Tensor], Any] = lambda k, v: None,
+) -> torch.Tensor:
+    rotary = _rotary(decoder, x, torch.arange(x.shape[1], device=x.device)[None])
+    for layer in decoder.layers:
+        x = _moved(layer, x)
+        q, k, v = _project(layer, x, rotary)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, visible, is_causal=causal, scale=layer.self_attn.scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        x = _finish(layer, x, attended.transpose(1, 2))
+        keep(k, v)
+    return x
 
 
 def sample_tokens(
@@ -117,6 +136,7 @@ class _Suffix:
         for layer, shared_k, shared_v, keys, values in zip(
             self.decoder.layers, self.prefix.keys, self.prefix.values, self.keys, self.values, strict=True
         ):
+            x = _moved(layer, x)
             q, k, v = _project(layer, x, rotary)
             keys[:, :, :, at], values[:, :, :, at] = k, v
             _, group, samples, _ = k.shape
@@ -125,7 +145,7 @@ class _Suffix:
             folded = q.flatten(2, 3)
             shared = folded @ shared_k
             if self.prefix.bias is not None:
-                shared = shared + self.prefix.bias
+                shared = shared + self.prefix.bias.to(shared.device)
             own = torch.einsum("bghkd,bgktd->bghkt", q, keys[:, :, :, :upto]).flatten(2, 3)
             weights = torch.cat([shared, own], dim=-1).softmax(-1)
             length = shared.shape[-1]
@@ -147,14 +167,15 @@ def _continue(decoder: Any, prefix: Prefix, x: torch.Tensor) -> torch.Tensor:
     rotary = _rotary(decoder, x, positions)
     causal = torch.full((tokens, tokens), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
     for layer, shared_k, shared_v in zip(decoder.layers, prefix.keys, prefix.values, strict=True):
+        x = _moved(layer, x)
         q, k, v = _project(layer, x, rotary)
         group = k.shape[1]
         q = q.unflatten(1, (group, -1)) * layer.self_attn.scaling
         shared = q.flatten(2, 3) @ shared_k
         if prefix.bias is not None:
-            shared = shared + prefix.bias
+            shared = shared + prefix.bias.to(shared.device)
         q, k, v = q.unflatten(3, (samples, tokens)), k.unflatten(2, (samples, tokens)), v.unflatten(2, (samples, tokens))
-        own = torch.einsum("bghktd,bgkud->bghktu", q, k) + causal
+        own = torch.einsum("bghktd,bgkud->bghktu", q, k) + causal.to(q.device)
         shape = own.shape[:-1]
         weights = torch.cat([shared.view(*shape, -1), own], dim=-1).softmax(-1)
         length = shared.shape[-1]
@@ -162,6 +183,12 @@ def _continue(decoder: Any, prefix: Prefix, x: torch.Tensor) -> torch.Tensor:
         attended = attended + torch.einsum("bghktu,bgkud->bghktd", weights[..., length:], v)
         x = _finish(layer, x, attended.flatten(3, 4).flatten(1, 2).transpose(1, 2))
     return decoder.norm(x).unflatten(1, (samples, tokens))
+
+
+def _moved(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """x where the layer is: with a device map, accelerate's hook knows."""
+    device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    return x if device is None else x.to(device)
 
 
 def _rotary(decoder: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,7 +210,7 @@ def _project(
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return x * cos.to(x.device) + torch.cat([-second, first], dim=-1) * sin.to(x.device)
 
 
 def _finish(layer: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:

@@ -156,14 +156,20 @@ def test_hostile_bytes_are_one_line_and_cost_little(data):
     assert peak < 200e6
 
 
+def refused_or_read(data: bytes) -> None:
+    refusals = []
+    try:
+        unpack(data)
+    except InputError as error:
+        refusals.append(str(error))
+    assert not any("\n" in line for line in refusals)
+
+
 @given(st.binary(max_size=200))
 @example(b"\x81\xc4\x0b__ndarray__\xc3")
 @settings(max_examples=300, deadline=None)
 def test_noise_is_refused_or_read(data):
-    try:
-        unpack(data)
-    except InputError as error:
-        assert "\n" not in str(error)
+    refused_or_read(data)
 
 
 @given(st.integers(0, len(GOLDEN) - 1), st.integers(0, 255))
@@ -171,10 +177,7 @@ def test_noise_is_refused_or_read(data):
 def test_a_changed_byte_is_refused_or_read(place, byte):
     changed = bytearray(GOLDEN)
     changed[place] = byte
-    try:
-        unpack(bytes(changed))
-    except InputError as error:
-        assert "\n" not in str(error)
+    refused_or_read(bytes(changed))
 
 
 @given(ARRAYS)
@@ -182,8 +185,8 @@ def test_a_changed_byte_is_refused_or_read(place, byte):
 def test_json_there_and_back(array):
     back = unpack_json(pack_json({"x": array, "y": ["text", 1.5, None]}))
     assert back["y"] == ["text", 1.5, None]
-    # json_numpy gives a scalar for an array without axes.
-    assert same(np.asarray(back["x"]), array)
+    # json_numpy gives a scalar, which has no byte order, for an array without axes.
+    assert same(back["x"], array) or (array.ndim == 0 and np.array_equal(back["x"], array, equal_nan=array.dtype.kind == "f"))
 
 
 def test_json_is_json_numpys():

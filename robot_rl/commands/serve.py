@@ -1,0 +1,122 @@
+"""`robot-rl serve`: a policy, steered or not, behind openpi's websocket protocol; or the steering proxy before another server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.errors import NONNEGATIVE, POSITIVE, InputError, check_settings
+from robot_rl.steering.config import SteeringConfig
+
+API_KEY = "ROBOT_RL_API_KEY"
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a policy to robots, in the protocol of openpi's client: `--policy P [--critic C]`.
+
+    With `--upstream ws://host:port --critic C`, stand between a robot and another policy server and steer what that one proposes.
+    """
+
+    policy: str | None = None  # any policy's spec, as `robot-rl policies` lists them
+    upstream: str | None = (
+        None  # instead of a policy: ws://host:port of an openpi server, http://host:port/act of an OpenVLA server
+    )
+    critic: Path | None = None  # folder that `robot-rl train critic` wrote; steers
+    map: str | None = None  # between the client's names and ours: a preset or a file; without one the names are ours
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for everyone who can reach this machine
+    port: int = 8000  # 0 takes a free one
+    api_key_file: Path | None = None  # holds the key that clients must send; else ROBOT_RL_API_KEY, else none
+    max_message_mb: int = 64  # of one observation
+    device: str = "cpu"  # or cuda
+    seed: int = 0
+    connections: int = 4  # proxy: requests to the upstream at once
+    timeout: float = 30.0  # proxy: seconds to wait for the upstream to come up, and for each of its answers
+    budget_ms: float | None = None  # proxy: time for a steered answer; after it the upstream's own action is passed on
+    upstream_key_file: Path | None = None  # proxy: holds the API key that the upstream wants
+    unnorm_key: str | None = None  # proxy: which dataset's statistics an OpenVLA upstream shall use
+    steering: SteeringConfig = field(default_factory=SteeringConfig)
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, port=(0, 65535), max_message_mb=(1, 4096), connections=POSITIVE, timeout=(0.1, 3600), seed=NONNEGATIVE
+        )
+        if self.budget_ms is not None:
+            check_settings(self, budget_ms=NONNEGATIVE)
+
+    def run(self) -> None:
+        import logging
+        import sys
+
+        if (self.policy is None) == (self.upstream is None):
+            raise InputError(
+                "give --policy P to serve a policy, or --upstream ws://host:port to steer another server's; one of them"
+            )
+        if self.upstream is not None and self.critic is None:
+            raise InputError("--upstream needs a --critic to choose among what it proposes")
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+        # What strangers do to the port is answered, not logged with tracebacks; ours are the lines that matter.
+        logging.getLogger("websockets").setLevel(logging.CRITICAL)
+
+        from robot_rl.runtime import ServingSettings, run_service
+
+        settings = ServingSettings(
+            self.host, self.port, _key(self.api_key_file, os.environ.get(API_KEY)), self.max_message_mb << 20
+        )
+        if settings.api_key is None and self.host not in ("127.0.0.1", "::1", "localhost"):
+            logging.warning("anyone who reaches %s can use this server; set a key with --api-key-file", self.host)
+        service = self._policy_service() if self.upstream is None else self._proxy()
+        what = self.policy if self.upstream is None else f"{self.upstream}, steered"
+        run_service(lambda: service, settings, lambda address: logging.info("serving %s on %s", what, address))
+
+    def _policy_service(self) -> Any:
+        from policies import load_policy
+        from robot_rl.critic import load_critic
+        from robot_rl.runtime import PolicyService
+        from robot_rl.steering import SteeredPolicy
+
+        assert self.policy is not None
+        policy = load_policy(self.policy, self.device)
+        if self.critic is not None:
+            policy = SteeredPolicy(policy, load_critic(self.critic, self.device), self.steering)
+        return PolicyService(policy, self._map(), self.map, self.seed)
+
+    def _proxy(self) -> Any:
+        from robot_rl.critic import load_critic
+        from robot_rl.runtime import SteeringProxy
+        from robot_rl.runtime.proxy import UpstreamSettings
+
+        assert self.upstream is not None
+        assert self.critic is not None
+        upstream = UpstreamSettings(
+            self.upstream,
+            _key(self.upstream_key_file, None),
+            self.unnorm_key,
+            self.connections,
+            self.timeout,
+            budget=None if self.budget_ms is None else self.budget_ms / 1e3,
+        )
+        critic = load_critic(self.critic, self.device)
+        return SteeringProxy(upstream, critic, self.steering, self._map(), self.map, self.seed)
+
+    def _map(self) -> Any:
+        if self.map is None:
+            return None
+        from policies.maps import load_map
+
+        return load_map(self.map)
+
+
+def _key(file: Path | None, otherwise: str | None) -> str | None:
+    """The API key in a file, whose surrounding blanks do not count; InputError when there is none in it."""
+    if file is None:
+        return otherwise or None
+    try:
+        key = file.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); give a text file that holds the key") from None
+    if not key or len(key.splitlines()) > 1:
+        raise InputError(f"{file}: must hold the key, one line")
+    return key

@@ -1,0 +1,9 @@
+from .batching import Batcher as Batcher
+from .batching import Sampled as Sampled
+from .policy_service import PolicyService as PolicyService
+from .proxy import SteeringProxy as SteeringProxy
+from .server import Server as Server
+from .server import Service as Service
+from .server import ServingSettings as ServingSettings
+from .server import Session as Session
+from .server import run_service as run_service
