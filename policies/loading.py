@@ -29,6 +29,8 @@ FAMILIES = {
     "flow": "policies.flow:FlowPolicy",
     "autoregressive": "policies.autoregressive:AutoregressivePolicy",
     "openvla": "policies.openvla:OpenVLAPolicy",
+    "lerobot": "policies.lerobot:LeRobotPolicy",
+    "diffusion_policy": "policies.diffusion_policy:StanfordPolicy",
 }
 _WHOLE, _ENDS = 64 << 20, 1 << 20
 _HUB = "hf://"

@@ -128,7 +128,9 @@ class OpenVLAPolicy(nn.Module):
             model = load_prismatic(location, config, device, precision, device_map, bits)
             return OFTPolicy(model, location, dataset, statistics, prompt, control_hz, cameras, chunk)
         if cameras is not None or chunk is not None:
-            raise InputError(f"{location}: cameras and chunk are options of OFT checkpoints; there is no action_head--*_checkpoint.pt here")
+            raise InputError(
+                f"{location}: cameras and chunk are options of OFT checkpoints; there is no action_head--*_checkpoint.pt here"
+            )
         unit = read_range(statistics, "action", location)
         low, high = (unit.unnormalize(np.full(len(unit.low), side)) for side in (-1.0, 1.0))
         spec = open_x_spec(dataset, low, high, chunk=1, control_hz=control_hz)
@@ -183,12 +185,16 @@ class OpenVLAPolicy(nn.Module):
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{location}: not an openvla policy of this version ({str(error).splitlines()[0]})") from error
         if not config.pretrained.is_dir():
-            raise InputError(f"{location}: was fine-tuned from {config.pretrained}, which is gone; say where it is by pretrained=FOLDER")
+            raise InputError(
+                f"{location}: was fine-tuned from {config.pretrained}, which is gone; say where it is by pretrained=FOLDER"
+            )
         policy = cls.create(config, contract)
         expected = policy.checkpoint_tensors()
         wrong = [key for key in {**expected, **tensors} if _shape(expected, key) != _shape(tensors, key)]
         if wrong:
-            raise InputError(f"{location}: its adapters do not fit {config.pretrained} ({wrong[0]}); give the model it was trained from")
+            raise InputError(
+                f"{location}: its adapters do not fit {config.pretrained} ({wrong[0]}); give the model it was trained from"
+            )
         policy.load_state_dict(tensors, strict=False)
         return policy.to(device)
 
@@ -256,14 +262,17 @@ class OpenVLAPolicy(nn.Module):
         hidden = hidden_states(self.model.decoder, embeddings, mask)
         # A position predicts the next token.
         where = (starts - 1)[:, None] + torch.arange(targets.shape[1], device=starts.device)
-        logits = self.model.language_model.lm_head(torch.take_along_dim(hidden, where[..., None].to(hidden.device), dim=1)).float()
+        logits = self.model.language_model.lm_head(
+            torch.take_along_dim(hidden, where[..., None].to(hidden.device), dim=1)
+        ).float()
         losses = F.cross_entropy(logits.mT, targets.to(logits.device), reduction="none").mean(-1).to(self.device)
         return losses if weights is None else losses * weights
 
     def bins(self, actions: torch.Tensor) -> torch.Tensor:
         """int64 [...,A] of actions [...,A] in physical units: places among the action tokens, as OpenVLA's tokenizer puts them."""
-        normalized = self.unit.normalize(actions.to(self.device, torch.float64)).clamp(-1, 1)
-        return len(self.edges) - torch.bucketize(normalized, self.edges, right=True)
+        # In float32, as theirs, so that the upper end of the data is exactly 1.
+        normalized = self.unit.normalize(actions.to(self.device, torch.float32)).clamp(-1, 1)
+        return len(self.edges) - torch.bucketize(normalized.double(), self.edges, right=True)
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [...,V] of the action tokens alone."""

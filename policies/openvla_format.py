@@ -29,7 +29,9 @@ def read_openvla_config(folder: Path) -> dict[str, Any]:
     """config.json with the defaults that its authors' class would fill in; InputError when it is of another model."""
     config = read_config(folder)
     if config.get("model_type") != "openvla":
-        raise InputError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'openvla'; give an OpenVLA folder")
+        raise InputError(
+            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'openvla'; give an OpenVLA folder"
+        )
     defaults = {"use_fused_vision_backbone": True, "image_sizes": [224, 224], "n_action_bins": 256, "pad_to_multiple_of": 64}
     config = {**defaults, **config}
     for key in ("timm_model_ids", "text_config"):
@@ -63,7 +65,7 @@ class Range:
     def normalize(self, values: torch.Tensor) -> torch.Tensor:
         """[...,D] in physical units to [-1,1], clipped where rescaled; a dimension that never moved is 0 (OpenVLA's RLDS pipeline)."""
         low, high, mask = self.like(values)
-        scaled = (2 * (values - low) / (high - low + 1e-8) - 1).clamp(-1, 1)
+        scaled = (2 * (values - low) / torch.where(high > low, high - low, 1.0) - 1).clamp(-1, 1)
         return torch.where(mask, torch.where(high > low, scaled, 0.0), values)
 
     def like(self, values: Any) -> tuple[Any, Any, Any]:
@@ -90,7 +92,9 @@ def read_statistics(folder: Path, config: Mapping[str, Any], unnorm_key: str | N
     else:
         path = folder / "config.json"
     if not isinstance(known, dict) or not known:
-        raise InputError(f"{path}: has no statistics of actions, so nothing tells their units; copy the dataset_statistics.json here")
+        raise InputError(
+            f"{path}: has no statistics of actions, so nothing tells their units; copy the dataset_statistics.json here"
+        )
     names = ", ".join(sorted(known))
     if unnorm_key is None:
         if len(known) > 1:
@@ -106,7 +110,9 @@ def read_range(statistics: Mapping[str, Any], part: str, folder: Path, low: str 
     try:
         result = Range.of(statistics[part], low, high)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: the dataset's statistics of {part!r} are not usable ({error}); they need {low} and {high}") from error
+        raise InputError(
+            f"{folder}: the dataset's statistics of {part!r} are not usable ({error}); they need {low} and {high}"
+        ) from error
     if not (np.isfinite(result.low) & np.isfinite(result.high)).all():
         raise InputError(f"{folder}: the dataset's statistics of {part!r} are not finite; make them again")
     return result
@@ -127,7 +133,9 @@ class Prompter:
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the package has no exception type of its own
-            raise InputError(f"{path}: cannot be read ({str(error)[:100]}); download the checkpoint's tokenizer.json") from error
+            raise InputError(
+                f"{path}: cannot be read ({str(error)[:100]}); download the checkpoint's tokenizer.json"
+            ) from error
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
 

@@ -50,13 +50,17 @@ class OFTPolicy(nn.Module):
         super().__init__()
         for other in ("noisy_action_projector", "vision_backbone"):
             if path := side_file(folder, other):
-                raise InputError(f"{path}: the checkpoint is an OFT variant (diffusion or FiLM) that is not read here; give an L1 one")
+                raise InputError(
+                    f"{path}: the checkpoint is an OFT variant (diffusion or FiLM) that is not read here; give an L1 one"
+                )
         path = side_file(folder, "action_head")
         assert path is not None
         self.model, self.head = model, load_action_head(path).to(model.device)
         width, size = model.decoder.config.hidden_size, self.head.fc2.out_features
         if self.head.fc1.in_features != width * size:
-            raise InputError(f"{path}: reads {self.head.fc1.in_features} numbers, but {size} placeholders of {width} give {width * size}")
+            raise InputError(
+                f"{path}: reads {self.head.fc1.in_features} numbers, but {size} placeholders of {width} give {width * size}"
+            )
         path = side_file(folder, "proprio_projector")
         self.proprio = load_proprio_projector(path).to(model.device) if path else None
         if self.proprio is not None and self.proprio.fc2.out_features != width:
@@ -68,7 +72,11 @@ class OFTPolicy(nn.Module):
         self.proprio_unit = read_range(statistics, "proprio", folder, low, high) if self.proprio is not None else None
         if len(self.unit.low) != size:
             raise InputError(f"{folder}: the head gives {size} numbers, but {dataset!r} has actions of {len(self.unit.low)}")
-        if self.proprio is not None and self.proprio_unit is not None and len(self.proprio_unit.low) != self.proprio.fc1.in_features:
+        if (
+            self.proprio is not None
+            and self.proprio_unit is not None
+            and len(self.proprio_unit.low) != self.proprio.fc1.in_features
+        ):
             raise InputError(
                 f"{folder}: proprio has {self.proprio.fc1.in_features} numbers, but {dataset!r} has {len(self.proprio_unit.low)}"
             )
@@ -125,7 +133,7 @@ class OFTPolicy(nn.Module):
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """Mean absolute error of the normalised chunk, as the original is trained."""
-        target = self.unit.normalize(actions.to(self.device, torch.float64)).float()
+        target = self.unit.normalize(actions.to(self.device, torch.float32))
         losses = (self.encode(observations) - target).abs().mean((1, 2))
         return losses if weights is None else losses * weights
 
@@ -134,7 +142,9 @@ class OFTPolicy(nn.Module):
         assert self.proprio is not None
         assert self.proprio_unit is not None
         if "proprio" not in observations:
-            raise InputError(f"the observation lacks 'proprio', which the policy needs (it has {', '.join(sorted(observations))})")
+            raise InputError(
+                f"the observation lacks 'proprio', which the policy needs (it has {', '.join(sorted(observations))})"
+            )
         values = torch.as_tensor(np.asarray(observations["proprio"]), dtype=torch.float64, device=self.device)
         if values.ndim != 2 or values.shape[1] != self.proprio.fc1.in_features:
             raise InputError(

@@ -155,7 +155,8 @@ class RemotePolicy:
     async def _ask(self, request: bytes, ours: Mapping[str, Any]) -> list[np.ndarray]:
         actions = (await self._server.ask(request))["actions"]
         if self._map is not None:
-            actions = self._map.actions_from_theirs(actions, latest_proprio(ours))
+            # Of a map with a memory, the beginning of an episode: a policy remembers nothing.
+            actions = self._map.session().actions_from_theirs(actions, latest_proprio(ours))
         return [*np.atleast_2d(actions)[None]] if actions.ndim < 3 else [*actions]
 
     def _learn(self, metadata: Mapping[str, Any]) -> None:
@@ -179,17 +180,13 @@ class RemotePolicy:
             raise InputError(f"{self._address}: the server does not say what its actions mean; give a map, as ?map=libero")
         self.action_spec = spec
         if not said.get("action_spec"):
-            self.observation_spec = self._mapped_spec()
+            # OpenVLA's server looks at one camera; of others, all that the map can pass on.
+            one_camera = ObservationSpec({"image_primary": (224, 224)})
+            self.observation_spec = one_camera if self._speaks_ours else self._map.observation_spec
             # How many actions make a chunk, only an answer tells.
             example = self._single(self.observation_spec.example())
             chunk = self._loop.run(self._ask_all(example, 1, None))[0][0]
             self.action_spec = replace(spec, chunk=len(chunk))
-
-    def _mapped_spec(self) -> ObservationSpec:
-        """What the map can pass on, at the usual size: servers resize."""
-        cameras = ["image_primary"] if self._speaks_ours else [*self._map.images]
-        vectors = {key: sum(part.our_size for part in parts) for key, parts in self._map.vectors.items()}
-        return ObservationSpec(dict.fromkeys(cameras, (224, 224)), {} if self._speaks_ours else vectors)
 
 
 async def _opened(address: str, settings: dict[str, Any]) -> PolicyServer:

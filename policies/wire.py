@@ -11,6 +11,7 @@ import binascii
 import json
 import math
 import re
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -105,7 +106,7 @@ def _view(data: Any, dtype: np.dtype[Any], shape: Any) -> np.ndarray[Any, Any]:
     """An array over these bytes, which must be exactly as many as dtype and shape need."""
     if not isinstance(data, bytes):
         raise InputError("an array comes without its bytes")
-    if not isinstance(shape, list | tuple) or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
+    if type(shape) is not list or len(shape) > 32 or not {*map(type, shape)} <= {int} or min(shape, default=0) < 0:
         raise InputError("an array's shape is not a list of sizes")
     if dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(data):
         raise InputError(f"an array of {dtype} and shape {_short(shape)} does not have {len(data)} bytes")
@@ -118,9 +119,14 @@ def _view(data: Any, dtype: np.dtype[Any], shape: Any) -> np.ndarray[Any, Any]:
 def _dtype(name: Any) -> np.dtype[Any]:
     if isinstance(name, bytes):
         name = name.decode("ascii", "replace")
-    if not isinstance(name, str) or not (_DTYPE.fullmatch(name) or _DTYPE_BY_NAME.fullmatch(name)):
+    if not isinstance(name, str) or (dtype := _known_dtype(name)) is None:
         raise InputError(f"arrays of dtype {_short(name)} are not accepted; send booleans, numbers or text")
-    return np.dtype(name)
+    return dtype
+
+
+@lru_cache(maxsize=64)
+def _known_dtype(name: str) -> np.dtype[Any] | None:
+    return np.dtype(name) if _DTYPE.fullmatch(name) or _DTYPE_BY_NAME.fullmatch(name) else None
 
 
 def _check_packable(dtype: np.dtype[Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.errors import InputError
+from policies.rotations import representation_size
 
 _REQUIRED: Any = object()
 
@@ -23,6 +24,12 @@ class Fields:
         if name not in self._values and default is _REQUIRED:
             raise InputError(f"{self.where}: has no {name!r}")
         return self._values.pop(name, default)
+
+    def has(self, name: str) -> bool:
+        return name in self._values
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._values)
 
     def text(self, name: str, default: Any = _REQUIRED, choices: Sequence[str] = ()) -> Any:
         value = self.take(name, default)
@@ -65,6 +72,28 @@ class Fields:
         if not isinstance(values, list) or len(values) != length or not all(map(_is_number, values)):
             raise self.wrong(name, value, f"a number or a list of {length}")
         return tuple(map(float, values))
+
+    def scale(self, name: str, length: int) -> tuple[float, ...]:
+        """Factors, 1 where not given; none is 0, for what is multiplied by it does not come back."""
+        factors = self.numbers(name, length, 1)
+        if 0.0 in factors:
+            raise self.wrong(name, list(factors), "other than 0")
+        return factors
+
+    def rotation(self, name: str, default: Any = _REQUIRED) -> Any:
+        """(theirs, ours): {"theirs": ..., "ours": ...}, or theirs alone, where ours are roll, pitch, yaw."""
+        value = self.take(name, default)
+        if value is default:
+            return value
+        pair = Fields({"theirs": value} if isinstance(value, str) else value, f"{self.where}.{name}")
+        names = pair.text("theirs"), pair.text("ours", "euler_xyz")
+        pair.done()
+        for item in names:
+            try:
+                representation_size(item)
+            except InputError as error:
+                raise InputError(f"{pair.where}: {error}") from None
+        return names
 
     def interval(self, name: str, default: Any = _REQUIRED) -> Any:
         """[start, stop], the stop exclusive."""

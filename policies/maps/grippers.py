@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 
@@ -19,6 +21,9 @@ class StickyGripper:
         self._held = 0.0
         self._left = 0
         self._openness = 1.0
+
+    def copy(self) -> StickyGripper:
+        return copy.copy(self)
 
     def commands(self, openness: np.ndarray) -> np.ndarray:
         """Ours [H] to theirs [H]; the episode goes on by H steps."""

@@ -185,7 +185,9 @@ def check_keys(shapes: Mapping[str, Sequence[int]], model: Prismatic, where: Pat
     for keys, what in ((missing, "lacks"), (surplus, "has an unknown")):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise InputError(f"{where}: {what} {keys[0]!r}{more}; its config.json is of another model, or its files are not complete")
+            raise InputError(
+                f"{where}: {what} {keys[0]!r}{more}; its config.json is of another model, or its files are not complete"
+            )
     for key, shape in expected.items():
         if tuple(shapes[key]) != shape:
             raise InputError(f"{where}: {key!r} has shape {tuple(shapes[key])}, but its config.json says {shape}")
@@ -233,14 +235,18 @@ def load_prismatic(
     return model.requires_grad_(False).eval()
 
 
-def _language_model(folder: Path, config: Any, device: str, dtype: torch.dtype, device_map: str | None, bits: int | None) -> Any:
+def _language_model(
+    folder: Path, config: Any, device: str, dtype: torch.dtype, device_map: str | None, bits: int | None
+) -> Any:
     needed = ("accelerate", "bitsandbytes") if bits else ("accelerate",)
     for package in needed:
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{folder}: device_map and quantised loading need the package {package}; pip install {package}")
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-    quantization = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=dtype) if bits else None
+    quantization = (
+        BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=dtype) if bits else None
+    )
     try:
         return LlamaForCausalLM.from_pretrained(
             folder,
@@ -288,4 +294,3 @@ def _check_finite(value: torch.Tensor, key: str, file: Path) -> None:
     # The extremes of what holds a NaN are NaN; this needs no memory.
     if value.is_floating_point() and value.numel() and not all(extreme.isfinite() for extreme in torch.aminmax(value)):
         raise InputError(f"{file}: {key!r} has values that are not finite; the training diverged, or the file is damaged")
-

@@ -7,8 +7,10 @@ hand-over to a thread would cost runs at once.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,13 +62,14 @@ class Batcher:
         self._waiting: list[_Request] = []
         self._drain: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="policy")
-        self._last_seconds = float("inf")
+        # Of the last two calls: one that the machine held up says nothing of the policy.
+        self._last_seconds = deque([math.inf, math.inf], maxlen=2)
         # What came from the network is read-only; no policy writes to what it is given.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
     async def sample(self, observation: Mapping[str, Any], num_samples: int, seed: int | None = None) -> Sampled:
         """K chunks for one observation (no batch axis). seed: of these samples alone; None continues the server's own generator."""
-        if self._drain is None and self._last_seconds < INLINE_SECONDS:
+        if self._drain is None and min(self._last_seconds) < INLINE_SECONDS:
             return self._run_one(_Request(observation, num_samples, seed))
         loop = asyncio.get_running_loop()
         request = _Request(observation, num_samples, seed, loop.create_future())
@@ -140,12 +143,13 @@ class Batcher:
                 raise
             raise InputError(f"the observation has no {error.args[0]!r}, which this policy needs") from error
         array = actions.detach().to("cpu", torch.float32).numpy()
-        self._last_seconds = time.perf_counter() - started
-        if not np.isfinite(array).all():
+        seconds = time.perf_counter() - started
+        self._last_seconds.append(seconds)
+        if not math.isfinite(array.sum()) and not np.isfinite(array).all():
             raise InputError("the policy's actions are not finite; its weights or this observation are damaged")
         decision = getattr(self._policy, "last_decision", None)
         values = [None] * len(batch) if decision is None else decision.values.tolist()
-        return [Sampled(array[row], self._last_seconds, values[row]) for row in range(len(batch))]
+        return [Sampled(array[row], seconds, values[row]) for row in range(len(batch))]
 
 
 def _stack(batch: Sequence[_Request]) -> dict[str, Any]:

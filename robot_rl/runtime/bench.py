@@ -20,6 +20,7 @@ from robot_rl.runtime.policy_service import PolicyService
 from robot_rl.runtime.server import ServingSettings, run_service
 
 _WARM_UP = 50
+_CHUNK = torch.zeros(10, 7)
 ECHO, EXCHANGE, OURS = "bare websocket, echo", "bare websocket, our reply's bytes", "robot-rl serve, null policy"
 
 
@@ -30,7 +31,7 @@ class NullPolicy:
     observation_spec = ObservationSpec({"image_primary": (224, 224), "image_wrist": (224, 224)}, {"proprio": 8})
 
     def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        return torch.zeros(len(observations["instruction"]), num_samples, 10, 7)
+        return _CHUNK.expand(len(observations["instruction"]), num_samples, 10, 7)
 
     def reset(self) -> None:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -76,9 +77,8 @@ class PolicySession:
         sampled = await service.batcher.sample(ours, num_samples, seed)
         actions = sampled.actions
         if self._map is not None:
-            # Of several chunks the client carries out at most one, of which a map with a memory cannot know.
-            to_theirs = (self._map if wanted is None else service.map).actions_to_theirs
-            actions = np.stack([np.asarray(to_theirs(chunk, latest_proprio(ours)), np.float32) for chunk in actions])
+            # Several chunks are alternatives, of which a map with a memory takes the first for what happens.
+            actions = np.asarray(self._map.actions_to_theirs(actions, latest_proprio(ours)), np.float32)
         reply: dict[str, Any] = {
             "actions": actions[0] if wanted is None else actions,
             "server_timing": {"infer_ms": 1e3 * sampled.seconds},
@@ -111,7 +111,7 @@ def checked(observation: Mapping[str, Any], spec: ObservationSpec) -> dict[str, 
                 raise InputError(f"'instruction' must be text, not {type(value).__name__}")
             kept[key] = str(value)
         elif key == MASK:
-            kept[key] = _array(key, value, (None,)).astype(bool)
+            kept[key] = _array(key, value, 1).astype(bool)
         elif key.startswith("image_") and (key in spec.images or not spec.images):
             kept[key] = _image(key, value, axes)
         elif key.startswith("goal_image_"):
@@ -133,32 +133,33 @@ def checked(observation: Mapping[str, Any], spec: ObservationSpec) -> dict[str, 
 
 
 def _image(key: str, value: Any, axes: int) -> np.ndarray:
-    array = _array(key, value, (None,) * axes + (None, None, 3))
-    if array.dtype != np.uint8:
-        raise InputError(f"{key!r} must be uint8, not {array.dtype}")
-    return array
+    array = _array(key, value, axes + 3)
+    if array.dtype.char != "B" or array.shape[-1] != 3 or not array.size:
+        raise InputError(
+            f"{key!r} must be uint8 with axes {'T' * axes}HWC, 3 channels, not {array.dtype} of {list(array.shape)}"
+        )
+    return np.ascontiguousarray(array)  # torch takes no turned pictures
 
 
 def _vector(key: str, value: Any, size: int, axes: int) -> np.ndarray:
-    array = _array(key, value, (None,) * axes + (size,)).astype(np.float32)
-    if not np.isfinite(array).all():
+    array = _array(key, value, axes + 1)
+    if array.dtype.kind not in "fiub" or array.shape[-1] != size or not array.size:
+        raise InputError(f"{key!r} must be {size} numbers, not {array.dtype} of {list(array.shape)}")
+    array = array.astype(np.float32, copy=False)
+    # One sum tells, but for numbers so large that their sum is none.
+    if not math.isfinite(array.sum()) and not np.isfinite(array).all():
         raise InputError(f"{key!r} has entries that are not finite")
     return array
 
 
-def _array(key: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """value as an array of numbers of this shape, where None is any size but 0."""
+def _array(key: str, value: Any, axes: int) -> np.ndarray:
     try:
-        array = np.asarray(value)
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
     except ValueError:
-        array = np.asarray(None)
-    fits = array.ndim == len(shape) and all(
-        size > 0 if want is None else size == want for size, want in zip(array.shape, shape, strict=True)
-    )
-    if not fits or array.dtype.kind not in "biuf":
-        wanted = ", ".join("any" if want is None else str(want) for want in shape)
-        raise InputError(f"{key!r} must be an array of shape [{wanted}], not {list(array.shape)} of {array.dtype}")
-    return np.ascontiguousarray(array)  # torch takes no turned pictures
+        raise InputError(f"{key!r} is not an array: its rows differ in length") from None
+    if array.ndim != axes:
+        raise InputError(f"{key!r} must have {axes} axes, not the shape {list(array.shape)}")
+    return array
 
 
 def _integer(key: str, value: Any, low: int, high: int) -> int:

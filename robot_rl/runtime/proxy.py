@@ -8,6 +8,8 @@ the first candidate is passed on as it came, and the reply says so under `steeri
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import logging
 import time
 from collections.abc import Mapping
@@ -94,7 +96,7 @@ class SteeringProxy:
             ) from None
         if said.get("map") is not None and self.map is None:
             raise InputError(f"{self.settings.address}: this server speaks through the map {said['map']!r}; give it with --map")
-        if spec is None and self.map is not None:
+        if spec is None and self.map is not None and self.map.actions is not None:
             spec = self.map.action_spec(self.critic.action_spec.chunk)
         if spec is None:
             actions = ", ".join(f"{name} [{unit}]" for name, unit in zip(*_names(self.critic.action_spec), strict=True))
@@ -211,7 +213,9 @@ class ProxySession:
                 raise NotSteeredError(missing)
             chosen, value, actions = await self._choose(ours, replies, started)
         except NotSteeredError as error:
+            self._remember(ours, own["actions"])
             return {**own, "steering": proxy.passed_on(str(error))}
+        self._remember(ours, actions)
         steering = {
             "steered": True,
             "candidates": len(replies),
@@ -293,7 +297,7 @@ class ProxySession:
             raise NotSteeredError(f"all {len(theirs)} candidates are identical: there is nothing to choose")
         proprio = latest_proprio(ours)
         try:
-            candidates = stacked if self._map is None else self._map.actions_from_theirs(stacked, proprio)
+            candidates = stacked if self._map is None else self._trial().actions_from_theirs(stacked, proprio)
         except InputError as error:
             raise NotSteeredError(str(error)) from None
         candidates = np.ascontiguousarray(candidates, np.float32)
@@ -304,6 +308,16 @@ class ProxySession:
             # Beyond what the critic scores, the chunk goes on as the server meant it.
             actions = np.concatenate([np.asarray(back, actions.dtype), actions[len(back) :]])
         return chosen, value, actions
+
+    def _trial(self) -> Any:
+        """The map for what may not happen: a copy, where it has a memory of the episode."""
+        return self._map if self._map is self._proxy.map else copy.deepcopy(self._map)
+
+    def _remember(self, ours: Mapping[str, Any] | None, actions: np.ndarray) -> None:
+        """Tell a map with a memory what the robot was given."""
+        if ours is not None and self._map is not self._proxy.map:
+            with contextlib.suppress(InputError):
+                self._map.actions_from_theirs(actions, latest_proprio(ours))
 
     def _left(self, started: float) -> float | None:
         budget = self._proxy.settings.budget

@@ -5,7 +5,9 @@ A family joins them with a function here. `store` is the synthetic one of tests/
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,13 @@ import torch
 
 from data.language import LanguageEncoder
 from data.normalizer import Normalizer
-from policies import Policy, observation_spec
+from policies import Policy, load_policy, observation_spec
 from policies.config import AutoregressiveConfig, DiffusionConfig, EncoderConfig, FlowConfig, GaussianConfig
 from policies.contract import DataContract
 from policies.loading import family_class
 from robot_rl.critic import Critic, CriticConfig
 from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig
+from tests.policies.foreign_checkpoints import FOREIGN
 
 VECTORS = EncoderConfig(inputs=("state", "proprio"), vector_features=32)
 CAMERAS = EncoderConfig(inputs=("image_primary", "proprio"))
@@ -66,7 +69,19 @@ CONFIGS: dict[str, Any] = {
     "autoregressive": AutoregressiveConfig(VECTORS, hidden=32, layers=2, heads=2, bins=64),
 }
 
+
+def foreign(write: Callable[[Path], Path]) -> Callable[[Any], Policy]:
+    """A member that is loaded from a checkpoint in its authors' layout, which `write` writes."""
+
+    def member(_store: Any) -> Policy:
+        with tempfile.TemporaryDirectory() as folder:
+            return load_policy(write(Path(folder)))
+
+    return member
+
+
 MEMBERS: dict[str, Callable[[Any], Policy]] = {
+    **{name: foreign(write) for name, write in FOREIGN.items()},
     **{name: lambda store, config=config: make(store, config) for name, config in CONFIGS.items()},
     "steered": lambda store: SteeredPolicy(make(store, SMALL), critic(store), SteeringConfig(num_samples=4)),
     "ascended": lambda store: SteeredPolicy(
@@ -76,4 +91,4 @@ MEMBERS: dict[str, Callable[[Any], Policy]] = {
 }
 
 # Whose samples are one and the same, whatever the generator.
-DETERMINISTIC: set[str] = set()
+DETERMINISTIC = {"lerobot, act", "openvla, oft"}

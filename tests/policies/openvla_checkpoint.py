@@ -70,6 +70,8 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Ten
         noise = torch.randn(value.shape, generator=generator)
         scale = noise * (1 if value.ndim == 1 else value[0].numel() ** -0.5)
         weights[to_theirs(key)] = 1 + 0.1 * noise if "norm" in key and key.endswith("weight") else scale.clone()
+    # Among 32064 tokens so few dimensions could not make one likely.
+    weights["language_model.lm_head.weight"] *= 4
     return weights
 
 

@@ -189,14 +189,14 @@ def test_a_server_that_cannot_is_asked_k_times_and_concurrently():
 def renamed(tmp_path):
     """A map file: their numbers are twice ours, their names are others."""
     path = tmp_path / "renamed.json"
-    parts = [{"start": 0, "size": 2, "scale": 0.5}]
-    observations = {
+    observation = {
         "image_primary": {"key": "observation/image", "layout": "CHW"},
-        "proprio": [{"key": "observation/state", "start": 0, "size": 2, "scale": 0.5}],
+        "proprio": {"parts": [{"key": "observation/state", "slice": [0, 2], "scale": 0.5}]},
         "instruction": {"key": "prompt"},
     }
-    spec = {key: value for key, value in SPEC.to_json().items() if key != "chunk"}
-    path.write_text(json.dumps({"observations": observations, "action": {**spec, "parts": parts}}))
+    segment = {"theirs": [0, 2], "names": ["x", "y"], "unit": "m", "low": -1.0, "high": 1.0, "scale": 0.5}
+    actions = {"frame": "base", "control_hz": 5.0, "segments": [segment]}
+    path.write_text(json.dumps({"observation": observation, "actions": actions}))
     return str(path)
 
 

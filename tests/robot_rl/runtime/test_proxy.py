@@ -69,6 +69,8 @@ class KnownCritic:
 class Halved:
     """A map as policies/maps.py has them: their numbers are twice ours, their names are others."""
 
+    actions = True
+
     def session(self):
         return self
 
