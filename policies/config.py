@@ -129,7 +129,9 @@ class OpenVLAConfig:
     temperature: float = 1.0  # of sampling; 0 takes the likeliest token
 
     def __post_init__(self) -> None:
-        check_settings(self, chunk=POSITIVE, lora_rank=POSITIVE, lora_alpha=POSITIVE, lora_dropout=(0, 0.99), temperature=(0, 1e6))
+        check_settings(
+            self, chunk=POSITIVE, lora_rank=POSITIVE, lora_alpha=POSITIVE, lora_dropout=(0, 0.99), temperature=(0, 1e6)
+        )
 
 
 def config_from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:

@@ -105,10 +105,10 @@ class OpenVLAPolicy(nn.Module):
         chunk: int | None = None,
         pretrained: Path | None = None,
     ) -> Policy:
-        """The policy of OpenVLA's folder, or of a step folder that fine-tuning here wrote; InputError where something is wrong with it.
+        """The policy of OpenVLA's folder, or of a step folder that fine-tuning here wrote; InputError where something is wrong.
 
-        unnorm_key: the dataset whose units the actions are in; needed where the checkpoint knows several. prompt: `default` or `v01`, by
-        the folder's name if None. temperature: 0 takes the likeliest tokens, so that all samples are alike. top_k: draws from the k
+        unnorm_key: the dataset whose units the actions are in; needed where the checkpoint knows several. prompt: `default` or
+        `v01`, by the folder's name if None. temperature: 0 takes the likeliest tokens, so that all samples are alike. top_k: draws from the k
         likeliest tokens. dtype: `auto` is float32 on a CPU and bfloat16 elsewhere. device_map (`auto`, ...), load_in_4bit,
         load_in_8bit: the language model is loaded by transformers with accelerate and bitsandbytes. control_hz: if the table of
         policies.open_x is wrong. cameras, chunk: of OFT alone, see policies.openvla_oft. pretrained: where the model now is that was
@@ -129,7 +129,7 @@ class OpenVLAPolicy(nn.Module):
             return OFTPolicy(model, location, dataset, statistics, prompt, control_hz, cameras, chunk)
         if cameras is not None or chunk is not None:
             raise InputError(
-                f"{location}: cameras and chunk are options of OFT checkpoints; there is no action_head--*_checkpoint.pt here"
+                f"{location}: cameras and chunk are for OFT checkpoints; there is no action_head--*_checkpoint.pt here"
             )
         unit = read_range(statistics, "action", location)
         low, high = (unit.unnormalize(np.full(len(unit.low), side)) for side in (-1.0, 1.0))
@@ -186,14 +186,14 @@ class OpenVLAPolicy(nn.Module):
             raise InputError(f"{location}: not an openvla policy of this version ({str(error).splitlines()[0]})") from error
         if not config.pretrained.is_dir():
             raise InputError(
-                f"{location}: was fine-tuned from {config.pretrained}, which is gone; say where it is by pretrained=FOLDER"
+                f"{location}: was fine-tuned from {config.pretrained}, which is gone; say where by pretrained=FOLDER"
             )
         policy = cls.create(config, contract)
         expected = policy.checkpoint_tensors()
         wrong = [key for key in {**expected, **tensors} if _shape(expected, key) != _shape(tensors, key)]
         if wrong:
             raise InputError(
-                f"{location}: its adapters do not fit {config.pretrained} ({wrong[0]}); give the model it was trained from"
+                f"{location}: its adapters do not fit {config.pretrained} ({wrong[0]}); give what it was trained from"
             )
         policy.load_state_dict(tensors, strict=False)
         return policy.to(device)

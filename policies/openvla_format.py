@@ -58,7 +58,7 @@ class Range:
         return cls(lows, highs, mask)
 
     def unnormalize(self, values: Any, slack: float = 0.0) -> Any:
-        """[...,D] in [-1,1] to physical units, as the originals compute it; slack: what they add to the range. numpy in float64, or torch."""
+        """[...,D] in [-1,1] to physical units, as the originals compute it; slack: what they add to the range. numpy or torch."""
         low, high, mask = self.like(values)
         return _where(mask, 0.5 * (values + 1) * (high - low + slack) + low, values)
 
@@ -73,7 +73,7 @@ class Range:
         if isinstance(values, np.ndarray):
             return self.low, self.high, self.mask
         mask = torch.from_numpy(self.mask).to(values.device)
-        return (*(torch.from_numpy(bound).to(values) for bound in (self.low, self.high)), mask)
+        return torch.from_numpy(self.low).to(values), torch.from_numpy(self.high).to(values), mask
 
 
 def _where(mask: Any, first: Any, second: Any) -> Any:
@@ -111,7 +111,7 @@ def read_range(statistics: Mapping[str, Any], part: str, folder: Path, low: str 
         result = Range.of(statistics[part], low, high)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{folder}: the dataset's statistics of {part!r} are not usable ({error}); they need {low} and {high}"
+            f"{folder}: the dataset's statistics of {part!r} cannot be used ({error}); they need {low} and {high}"
         ) from error
     if not (np.isfinite(result.low) & np.isfinite(result.high)).all():
         raise InputError(f"{folder}: the dataset's statistics of {part!r} are not finite; make them again")

@@ -58,9 +58,7 @@ class OFTPolicy(nn.Module):
         self.model, self.head = model, load_action_head(path).to(model.device)
         width, size = model.decoder.config.hidden_size, self.head.fc2.out_features
         if self.head.fc1.in_features != width * size:
-            raise InputError(
-                f"{path}: reads {self.head.fc1.in_features} numbers, but {size} placeholders of {width} give {width * size}"
-            )
+            raise InputError(f"{path}: reads {self.head.fc1.in_features} numbers, not those of {size} placeholders of {width}")
         path = side_file(folder, "proprio_projector")
         self.proprio = load_proprio_projector(path).to(model.device) if path else None
         if self.proprio is not None and self.proprio.fc2.out_features != width:
@@ -87,8 +85,8 @@ class OFTPolicy(nn.Module):
         vectors = {"proprio": self.proprio.fc1.in_features} if self.proprio is not None else {}
         self.observation_spec = ObservationSpec(dict.fromkeys(names, self.pictures.size), vectors)
         # The head is not bounded, but what was trained on [-1,1] stays within twice that.
-        bounds = (self.unit.unnormalize(np.full(size, side)) for side in (-2.0, 2.0))
-        self.action_spec = open_x_spec(dataset, *bounds, chunk=chunk, control_hz=control_hz)
+        low_bound, high_bound = (self.unit.unnormalize(np.full(size, side)) for side in (-2.0, 2.0))
+        self.action_spec = open_x_spec(dataset, low_bound, high_bound, chunk=chunk, control_hz=control_hz)
 
     @property
     def device(self) -> torch.device:

@@ -51,15 +51,13 @@ class Reference:
         if proprio is None:
             raise InputError("these actions are positions, to be told from motions by a 'proprio', which the observation lacks")
         proprio = np.asarray(proprio, np.float64)
-        shape = proprio.shape[:-1]
-        if (
-            proprio.ndim < 1
-            or proprio.shape[-1] < self.proprio[1]
-            or shape != actions.shape[: len(shape)]
-            or len(shape) > actions.ndim - 2
-        ):
-            wanted = f"at least {self.proprio[1]} numbers, after axes that the actions {list(actions.shape)} have too"
-            raise InputError(f"'proprio' has shape {list(proprio.shape)}; the map needs {wanted}")
+        shape, axes = proprio.shape[:-1], actions.ndim - 2
+        fits = proprio.ndim >= 1 and proprio.shape[-1] >= self.proprio[1] and len(shape) <= axes
+        if not fits or shape != actions.shape[: len(shape)]:
+            raise InputError(
+                f"'proprio' has shape {list(proprio.shape)}; for actions {list(actions.shape)} the map needs {self.proprio[1]} numbers "
+                "or more, after the same first axes or none"
+            )
         position = proprio[..., self.proprio[0] : self.proprio[1]]
         position = position if self.rotation is None else to_quaternion(position, self.rotation)
         return position.reshape(*shape, *(1,) * (actions.ndim - 1 - len(shape)), position.shape[-1])
@@ -112,7 +110,7 @@ class Segment:
         sizes = (size, size) if rotation is None else (representation_size(rotation[0]), representation_size(rotation[1]))
         if (length, size) != sizes:
             raise InputError(
-                f"{fields.where}: {length} numbers of theirs and {size} names of ours; it must be {sizes[0]} and {sizes[1]}"
+                f"{fields.where}: has {length} numbers of theirs and {size} names of ours; it must have {sizes[0]} and {sizes[1]}"
             )
         reference = None
         if fields.has("reference"):
@@ -217,6 +215,13 @@ class ActionMap:
             self.control_hz,
             chunk,
         )
+
+    def is_affine(self) -> bool:
+        """Whether ours are scaled and shifted theirs, one by one or as differences, and all of theirs are used."""
+        plain = all(
+            segment.rotation is None and segment.threshold is None and segment.sticky is None for segment in self.segments
+        )
+        return plain and self.size == self.dim
 
     def grippers(self) -> dict[str, StickyGripper]:
         """The memory that an episode begins with."""

@@ -135,14 +135,14 @@ def presets() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
 
 
-def load_map(name_or_path: str) -> PolicyMap:
+def load_map(name_or_path: Path | str) -> PolicyMap:
     """A preset by its name, or a JSON file; InputError when there is neither, or the file is wrong (it says which field)."""
-    preset = name_or_path in presets()
-    path = _PRESETS / f"{name_or_path}.json" if preset else Path(name_or_path)
+    name = str(name_or_path)
+    path = _PRESETS / f"{name}.json" if name in presets() else Path(name)
     if not path.is_file():
-        raise InputError(f"{name_or_path!r} is neither a map file nor a preset; presets are {', '.join(presets())}")
+        raise InputError(f"{name!r} is neither a map file nor a preset; presets are {', '.join(presets())}")
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())})") from None
-    return PolicyMap.from_json(values, name_or_path)
+    return PolicyMap.from_json(values, name)

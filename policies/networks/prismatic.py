@@ -1,4 +1,4 @@
-"""The network of OpenVLA: one or two vision transformers of timm, a projector, and a Llama (Kim et al. 2406.09246; Prismatic 2402.07865).
+"""The network of OpenVLA (2406.09246), a Prismatic VLM (2402.07865): one or two vision transformers of timm, a projector, a Llama.
 
 Modules bear the checkpoint's names, so that its keys are ours. Every key is loaded or known to be unused; any other is an error.
 Weights are read shard by shard into modules without memory: a checkpoint never needs twice its size.
@@ -46,9 +46,9 @@ class VisionBackbone(nn.Module):
             vits.append(
                 timm.create_model(names[i], pretrained=False, num_classes=0, img_size=config["image_sizes"][i], **arguments)
             )
-        self.featurizer = vits[0]
+        self.featurizer: Any = vits[0]
         if count == 2:
-            self.fused_featurizer = vits[1]
+            self.fused_featurizer: Any = vits[1]
 
     @property
     def vits(self) -> list[Any]:
@@ -178,7 +178,7 @@ def is_unused(key: str, model: Prismatic) -> bool:
 
 
 def check_keys(shapes: Mapping[str, Sequence[int]], model: Prismatic, where: Path) -> None:
-    """Hold a checkpoint's keys and shapes against the network; InputError names the first that is missing, surplus or of another shape."""
+    """Hold a checkpoint's keys and shapes against the network; InputError names one that is missing, surplus or of another shape."""
     expected = {to_theirs(key): tuple(value.shape) for key, value in model.state_dict().items()}
     missing = [key for key in expected if key not in shapes]
     surplus = [key for key in shapes if key not in expected and not _COMPUTED.match(key)]

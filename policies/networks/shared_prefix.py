@@ -37,8 +37,13 @@ def prefill(decoder: Any, embeddings: torch.Tensor, mask: torch.Tensor | None = 
     batch, length, _ = embeddings.shape
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
+
     # Padding is behind every real token, so causality alone keeps it out of sight here.
-    x = _read(decoder, embeddings, None, True, lambda k, v: (keys.append(k.mT.contiguous()), values.append(v.contiguous())))
+    def keep(k: torch.Tensor, v: torch.Tensor) -> None:
+        keys.append(k.mT.contiguous())
+        values.append(v.contiguous())
+
+    x = _read(decoder, embeddings, None, True, keep)
     if mask is None:
         last = torch.full((batch,), length, device=x.device)
         return Prefix(keys, values, decoder.norm(x[:, -1]), last, None)
@@ -61,7 +66,7 @@ def _read(
     x: torch.Tensor,
     visible: torch.Tensor | None,
     causal: bool,
-    keep: Callable[[torch.Tensor, torch.Tensor], Any] = lambda k, v: None,
+    keep: Callable[[torch.Tensor, torch.Tensor], None] = lambda k, v: None,
 ) -> torch.Tensor:
     rotary = _rotary(decoder, x, torch.arange(x.shape[1], device=x.device)[None])
     for layer in decoder.layers:
