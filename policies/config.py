@@ -134,6 +134,42 @@ class OpenVLAConfig:
         )
 
 
+@dataclass(frozen=True)
+class OctoTokensConfig:
+    """What becomes tokens."""
+
+    inputs: tuple[str, ...] = ()  # observation keys; none means what the data have: state, else image_primary, and proprio
+    window: int = 1  # control steps that it looks back on, this one included
+    language: str = "minilm"  # minilm: tokens of the installed encoder; sentence: the data's own embedding; or a T5's folder
+
+    def __post_init__(self) -> None:
+        check_settings(self, window=POSITIVE)
+        if len(set(self.inputs)) != len(self.inputs):
+            raise InputError(f"--inputs names one twice: {' '.join(self.inputs)}")
+
+
+@dataclass(frozen=True)
+class OctoConfig:
+    """The Octo policy (2405.12213), from nothing or fine-tuned."""
+
+    family: ClassVar[str] = "octo"
+    encoder: OctoTokensConfig = field(default_factory=OctoTokensConfig)
+    chunk: int = 4  # actions predicted together, H
+    size: Literal["tiny", "small", "base"] = "tiny"  # tiny for a CPU; the others are Octo's
+    width: int | None = None  # features of a token; the size's own if None, as with the next two
+    layers: int | None = None
+    heads: int | None = None
+    diffusion_steps: int = 20
+    noise_draws: int = 4  # noises that an example is trained on at once
+    pretrained: Path | None = None  # checkpoint to fine-tune, of Octo's authors or ours; its sizes and language are kept
+
+    def __post_init__(self) -> None:
+        check_settings(self, chunk=POSITIVE, diffusion_steps=POSITIVE, noise_draws=POSITIVE)
+        for name in ("width", "layers", "heads"):
+            if getattr(self, name) is not None:
+                check_settings(self, **{name: POSITIVE})
+
+
 def config_from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """A config with an `encoder`, back from `dataclasses.asdict` and JSON."""
     encoder = {**values["encoder"], "inputs": tuple(values["encoder"]["inputs"])}

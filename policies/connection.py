@@ -21,7 +21,7 @@ import numpy as np
 from data.errors import InputError
 from policies.wire import pack, pack_json, unpack, unpack_json
 
-MAX_REPLY = 64 << 20
+MAX_REPLY, _MAX_JSON = 64 << 20, 16 << 20
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
 Result = TypeVar("Result")
 
@@ -105,6 +105,7 @@ class SocketServer:
     async def close(self) -> None:
         for task in self._running:
             task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         await asyncio.gather(*(connection.close() for connection in self._idle), return_exceptions=True)
         self._idle.clear()
 
@@ -113,6 +114,11 @@ class SocketServer:
         self._free.release()
         if not task.cancelled():
             task.exception()  # seen, even where nobody waits
+
+    def _drop_idle(self) -> None:
+        for connection in self._idle:
+            connection.transport.abort()
+        self._idle.clear()
 
     async def _exchange(self, request: bytes) -> dict[str, Any]:
         from websockets.exceptions import ConnectionClosed
@@ -126,11 +132,12 @@ class SocketServer:
                 if error.rcvd is not None and error.rcvd.code == 1009:
                     raise ServerError(f"{self.address}: refuses a message of {len(request)} bytes as too big") from None
                 if again:
-                    self._idle.clear()  # of the same server, hence as dead
+                    self._drop_idle()  # of the same server, hence as dead
                     continue
                 raise ServerError(f"{self.address}: the server went away twice while it was asked; see its log") from None
             except (asyncio.TimeoutError, TimeoutError):
                 connection.transport.abort()
+                self._drop_idle()
                 raise ServerError(f"{self.address}: no answer within {self._timeout:g} s; give it more --timeout") from None
             except BaseException:
                 connection.transport.abort()
@@ -259,12 +266,12 @@ class RestServer:
             path = self._parts.path if self._parts.path not in ("", "/") else "/act"
             connection.request("POST", path, request, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            body = response.read(MAX_REPLY + 1)
+            body = response.read(_MAX_JSON + 1)
         if response.status != 200:
             reason = _last_line(body[:2000].decode("utf-8", "replace"))
             raise ServerError(f"{self.address}: the server answered HTTP {response.status}: {reason}")
-        if len(body) > MAX_REPLY:
-            raise ServerError(f"{self.address}: an answer of more than {MAX_REPLY} bytes is refused")
+        if len(body) > _MAX_JSON:
+            raise ServerError(f"{self.address}: an answer of more than {_MAX_JSON} bytes is refused")
         return body
 
 
@@ -273,7 +280,11 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="policy server", daemon=True).start()
+        threading.Thread(target=self._run, name="policy server", daemon=True).start()
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """The coroutine's result; the calling thread waits."""

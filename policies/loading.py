@@ -28,6 +28,7 @@ FAMILIES = {
     "diffusion": "policies.diffusion:DiffusionPolicy",
     "flow": "policies.flow:FlowPolicy",
     "autoregressive": "policies.autoregressive:AutoregressivePolicy",
+    "octo": "policies.octo:OctoPolicy",
     "openvla": "policies.openvla:OpenVLAPolicy",
     "lerobot": "policies.lerobot:LeRobotPolicy",
     "diffusion_policy": "policies.diffusion_policy:StanfordPolicy",

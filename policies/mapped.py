@@ -19,9 +19,9 @@ from policies.maps.policy_map import PolicyMap
 class MappedPolicy(nn.Module):
     """See policies.base: what `policy` can do, this can, with our actions [...,A] in place of theirs [...,D].
 
-    Observations pass as they are: `policy` knows them by our names already. Samples are clipped to the map's bounds. `log_prob` is there
-    only under maps that are affine, where it is the density of our actions (of a token policy that is its log-probability and a
-    constant); where turns are converted or grippers rounded there is none.
+    Observations pass as they are: `policy` knows them by our names already. Samples are clipped to the map's bounds. `log_prob` is
+    there only under affine maps, where it is the density of our actions (a token policy's log-probability, plus a constant); where
+    turns are converted or grippers rounded there is none.
     """
 
     encode: Callable[..., Any]

@@ -108,11 +108,11 @@ class OpenVLAPolicy(nn.Module):
         """The policy of OpenVLA's folder, or of a step folder that fine-tuning here wrote; InputError where something is wrong.
 
         unnorm_key: the dataset whose units the actions are in; needed where the checkpoint knows several. prompt: `default` or
-        `v01`, by the folder's name if None. temperature: 0 takes the likeliest tokens, so that all samples are alike. top_k: draws from the k
-        likeliest tokens. dtype: `auto` is float32 on a CPU and bfloat16 elsewhere. device_map (`auto`, ...), load_in_4bit,
-        load_in_8bit: the language model is loaded by transformers with accelerate and bitsandbytes. control_hz: if the table of
-        policies.open_x is wrong. cameras, chunk: of OFT alone, see policies.openvla_oft. pretrained: where the model now is that was
-        fine-tuned here.
+        `v01`, by the folder's name if None. temperature: 0 takes the likeliest tokens, so that all samples are alike. top_k: draws
+        from the k likeliest tokens. dtype: `auto` is float32 on a CPU and bfloat16 elsewhere. device_map (`auto`, ...),
+        load_in_4bit, load_in_8bit: the language model is loaded by transformers with accelerate and bitsandbytes. control_hz: if
+        the table of policies.open_x is wrong. cameras, chunk: of OFT alone, see policies.openvla_oft. pretrained: where the model
+        now is that was fine-tuned here.
         """
         precision = _dtype(dtype, device)
         if load_in_4bit and load_in_8bit:

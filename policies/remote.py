@@ -17,7 +17,8 @@ from policies.base import ActionSpec, Observations, ObservationSpec
 from policies.connection import BackgroundLoop, PolicyServer, ServerError, open_server
 from policies.history import MASK, has_window, latest, windowed
 
-API_KEY = "ROBOT_RL_API_KEY"
+# Not the name that a server of ours reads its own key from: that one is not for others.
+REMOTE_API_KEY = "ROBOT_RL_REMOTE_API_KEY"
 
 
 class RemotePolicy:
@@ -51,7 +52,7 @@ class RemotePolicy:
 
             self._map = load_map(map)
         self._settings = {
-            "api_key": api_key or os.environ.get(API_KEY),
+            "api_key": api_key or os.environ.get(REMOTE_API_KEY),
             "unnorm_key": unnorm_key,
             "connections": connections,
             "timeout": timeout,
@@ -80,7 +81,7 @@ class RemotePolicy:
     ) -> RemotePolicy:
         """Connect; InputError when nothing is reached within `timeout` seconds or nobody says what the actions mean.
 
-        map: preset or file (policies/maps.py) between the server's names and ours. api_key: else from the environment. unnorm_key:
+        map: preset or file (policies/maps.py) between the server's names and ours. api_key: else ROBOT_RL_REMOTE_API_KEY's. unnorm_key:
         which dataset's statistics OpenVLA's server shall use. timeout: seconds for an answer, and for reconnecting.
         """
         return cls(

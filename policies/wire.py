@@ -19,8 +19,9 @@ import numpy as np
 
 from data.errors import InputError
 
-# Of containers, not of arrays: msgpack reserves room for as many entries as a header declares.
-_MAX_ENTRIES = 1 << 14
+# Of one list or map, for which msgpack reserves room as its header declares; and of all of them, as each of a million empty lists takes
+# a byte of the message and sixty of memory. The entries of numpy arrays do not count.
+_MAX_ENTRIES, _MAX_TOTAL = 1 << 14, 1 << 17
 # Booleans, numbers and fixed-length text or bytes; no objects, records or sub-arrays, which dtype strings can spell too.
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|[SU][0-9]{1,6})")
 _DTYPE_BY_NAME = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
@@ -33,10 +34,20 @@ def pack(message: Any) -> bytes:
 
 def unpack(data: bytes) -> Any:
     """What openpi's msgpack bytes say, with read-only arrays. InputError, one line, when they say nothing valid."""
+    total = 0
+
+    def counted(entries: Any) -> Any:
+        nonlocal total
+        total += len(entries)
+        if total > _MAX_TOTAL:
+            raise InputError(f"a message of more than {_MAX_TOTAL} entries; send many numbers as numpy arrays")
+        return entries
+
     try:
         return msgpack.unpackb(
             data,
-            object_hook=_array_from_map,
+            object_hook=lambda entries: _array_from_map(counted(entries)),
+            list_hook=counted,
             ext_hook=_refuse_extension,
             max_array_len=_MAX_ENTRIES,
             max_map_len=_MAX_ENTRIES,

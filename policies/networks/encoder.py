@@ -125,7 +125,7 @@ class ObservationEncoder(nn.Module):
                     raise InputError(
                         f"the observation's {key!r} has shape {tuple(value.shape)}, this model was trained on (B, {size})"
                     )
-                result[key] = _vector_features(value.float(), normalizer)
+                result[key] = vector_features(value.float(), normalizer)
         return result
 
     def _instruction(self, observations: Observations) -> torch.Tensor:
@@ -149,7 +149,7 @@ class ObservationEncoder(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-def _vector_features(values: torch.Tensor, normalizer: Normalizer) -> torch.Tensor:
+def vector_features(values: torch.Tensor, normalizer: Normalizer) -> torch.Tensor:
     """[B,D] in physical units -> [B,2D]: standardised, and once more on a logarithmic scale about zero.
 
     Whether a grasp succeeds is a matter of millimetres, while standardised coordinates differ by decimetres: without the second copy

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from data.errors import InputError
 from policies.networks.octo_tokenizers import Bins
-from policies.networks.octo_transformer import Attention, MLP
+from policies.networks.octo_transformer import MLP, Attention
 
 
 class Pool(nn.Module):
@@ -55,7 +55,7 @@ class Head(nn.Module):
 
     @abstractmethod
     def loss(self, z: torch.Tensor, chunks: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Loss [B] of chunks [B,H,A], a sum over A and mean over H as in the original."""
+        """Loss [B] of chunks [B,H,a] of the first a <= A actions, the only ones that count: A times the mean, as in the original."""
 
 
 class ResidualMLP(nn.Module):
@@ -127,15 +127,17 @@ class DiffusionHead(Head):
         return self.denoise(z, noises[0], noises[1:], dims).unflatten(-1, (self.horizon, self.actions))
 
     def loss(self, z: torch.Tensor, chunks: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        clean = chunks.flatten(1).clamp(-self.bound, self.bound)[:, None]
+        dims = chunks.shape[2]
+        clean = F.pad(chunks, (0, self.actions - dims)).flatten(1).clamp(-self.bound, self.bound)[:, None]
         shape = (len(z), self.draws)
         timestep = torch.randint(self.steps, shape, generator=generator, device=z.device)
         noise = torch.randn((*shape, self.size), generator=generator, device=z.device)
         alpha_bar = self.alpha_bars[timestep][..., None]
         of_z, of_time = self.condition(z)
         noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
-        error = self.predict(noisy, of_z[:, None], of_time[timestep]) - noise
-        return (error.abs() if self.l1 else error.square()).mean((1, 2)) * self.actions
+        error = (self.predict(noisy, of_z[:, None], of_time[timestep]) - noise).unflatten(-1, (self.horizon, self.actions))
+        error = error[..., :dims]
+        return (error.abs() if self.l1 else error.square()).mean((1, 2, 3)) * self.actions
 
     def _parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The first layer's weights for the timestep, for z, and for the noisy chunk."""
@@ -163,7 +165,7 @@ class ContinuousHead(Head):
         return self._chunk(z)[:, None].expand(-1, num_samples, -1, -1).contiguous()
 
     def loss(self, z: torch.Tensor, chunks: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        error = self._chunk(z) - chunks
+        error = self._chunk(z)[..., : chunks.shape[2]] - chunks
         return (error.abs() if self.l1 else error.square()).mean((1, 2)) * self.actions
 
     def _chunk(self, z: torch.Tensor) -> torch.Tensor:
@@ -196,7 +198,8 @@ class DiscreteHead(Head):
         return self.bins.middle(draws).unflatten(0, z.shape[:3]).permute(0, 3, 1, 2)
 
     def loss(self, z: torch.Tensor, chunks: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        return F.cross_entropy(z.flatten(0, 2), self.bins.index(chunks).flatten(), reduction="none").view(len(z), -1).mean(1)
+        logits = z[:, :, : chunks.shape[2]].flatten(0, 2)
+        return F.cross_entropy(logits, self.bins.index(chunks).flatten(), reduction="none").view(len(z), -1).mean(1)
 
 
 def make_head(spec: Mapping[str, Any], width: int) -> Head:

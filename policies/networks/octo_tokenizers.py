@@ -146,10 +146,10 @@ class VectorTokenizer(nn.Module):
         super().__init__()
         self.keys = list(kwargs["obs_keys"])
         self.tokens, self.features = 1, int(kwargs["features"])
-        self.hidden = nn.Linear(sum(sizes[key] for key in self.keys), self.features)
+        self.hidden = nn.Linear(2 * sum(sizes[key] for key in self.keys), self.features)
 
     def forward(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Vectors [B,T,S] -> [B,T,1,F]."""
+        """`encoder.vector_features` of vectors [B,T,2S] -> [B,T,1,F]."""
         return F.silu(self.hidden(torch.cat([vectors[key] for key in self.keys], dim=-1)))[..., None, :]
 
 

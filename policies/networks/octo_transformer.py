@@ -137,7 +137,7 @@ class OctoTransformer(nn.Module):
         """The readout's tokens of every step, [B,T,n,D]."""
         tokens, mask, groups = self.assemble(inputs)
         steps = inputs.steps.shape[1]
-        rows = _rows(tuple(groups), steps, self.layout.language[0], readout).to(tokens.device)
+        rows = _rows(tuple(groups), steps, inputs.language.shape[1], readout).to(tokens.device)
         for index, block in enumerate(self.blocks):
             # Nothing but the readout is wanted of the last layer.
             tokens = block(tokens, mask, rows if index == len(self.blocks) - 1 else None)
@@ -146,7 +146,7 @@ class OctoTransformer(nn.Module):
     def assemble(self, inputs: OctoInputs) -> tuple[torch.Tensor, torch.Tensor, list[tuple[str, int]]]:
         """The sequence [B,N,D], the mask that is added to the attention's logits [B,1,N,N], and the groups of one step."""
         batch, steps = inputs.steps.shape
-        task = self.projections[_TASK](inputs.language) + self.positions[_TASK]
+        task = self.projections[_TASK](inputs.language) + self.positions[_TASK][:, : inputs.language.shape[1]]
         parts, masks, groups = [], [], []
         for group, module in self.tokenizers.items():
             # A tokenizer that none of its observations came for is left out altogether.
@@ -156,7 +156,9 @@ class OctoTransformer(nn.Module):
             if len(missing) == len(keys):
                 continue
             if missing:
-                raise InputError(f"the observation lacks {missing[0]!r}, which this policy sees together with {', '.join(keys)}")
+                raise InputError(
+                    f"the observation lacks {missing[0]!r}, which this policy sees together with {', '.join(keys)}"
+                )
             seen = module(given, inputs.goals) if isinstance(module, ImageTokenizer) else module(given)
             parts.append(self.projections[group](seen) + self.positions[group][:, :steps])
             shown = [inputs.present[key] for key in keys if key in inputs.present]
@@ -176,7 +178,7 @@ class OctoTransformer(nn.Module):
             groups.append((group, count))
         tokens = torch.cat([task, torch.cat(parts, dim=2).flatten(1, 2)], dim=1)
         usable = torch.cat([inputs.language_mask, torch.cat(masks, dim=2).flatten(1, 2)], dim=1)
-        rules = attention_rules(tuple(groups), steps, self.layout.language[0], self.exact).to(tokens.device)
+        rules = attention_rules(tuple(groups), steps, task.shape[1], self.exact).to(tokens.device)
         allowed = rules & usable[:, None, None]
         # The least finite number, not -inf: a row with nothing to see becomes uniform, as in flax, and not NaN.
         return tokens, (~allowed).to(tokens.dtype) * torch.finfo(tokens.dtype).min, groups
@@ -190,8 +192,7 @@ def attention_rules(groups: tuple[tuple[str, int], ...], steps: int, task: int, 
     before it, so that a single readout token counts as an observation.
     """
     counts = [count for _, count in groups]
-    side = "right" if exact else "left"
-    within = np.searchsorted(np.cumsum(counts), np.arange(sum(counts)), side=side)
+    within = np.searchsorted(np.cumsum(counts), np.arange(sum(counts)), side="right" if exact else "left")
     names = np.array([name for name, _ in groups])[within]
     # -1: the task, before all steps.
     step = np.concatenate([np.full(task, -1), np.repeat(np.arange(steps), sum(counts))])

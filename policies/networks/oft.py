@@ -113,4 +113,4 @@ def _filled(module: Any, weights: Mapping[str, torch.Tensor], path: Path) -> Any
         if not value.isfinite().all():
             raise InputError(f"{path}: {key!r} has values that are not finite; take an earlier checkpoint")
     module.load_state_dict(weights)
-    return module.requires_grad_(False).eval()
+    return module.eval()

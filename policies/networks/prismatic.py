@@ -232,7 +232,7 @@ def load_prismatic(
         # Not in any checkpoint: made from the config, and in float32 whatever the weights are.
         decoder = model.decoder
         decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config).to(device)
-    return model.requires_grad_(False).eval()
+    return model.eval()
 
 
 def _language_model(

@@ -38,11 +38,11 @@ def prefill(decoder: Any, embeddings: torch.Tensor, mask: torch.Tensor | None = 
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
 
-    # Padding is behind every real token, so causality alone keeps it out of sight here.
     def keep(k: torch.Tensor, v: torch.Tensor) -> None:
         keys.append(k.mT.contiguous())
         values.append(v.contiguous())
 
+    # Padding is behind every real token, so causality alone keeps it out of sight here.
     x = _read(decoder, embeddings, None, True, keep)
     if mask is None:
         last = torch.full((batch,), length, device=x.device)
@@ -151,14 +151,13 @@ class _Suffix:
             shared = folded @ shared_k
             if self.prefix.bias is not None:
                 shared = shared + self.prefix.bias.to(shared.device)
-            own = torch.einsum("bghkd,bgktd->bghkt", q, keys[:, :, :, :upto]).flatten(2, 3)
+            # So small that multiplying and summing is faster than a matrix product of each.
+            own = (q[..., None, :] * keys[:, :, None, :, :upto]).sum(-1).flatten(2, 3)
             weights = torch.cat([shared, own], dim=-1).softmax(-1)
             length = shared.shape[-1]
-            attended = weights[..., :length] @ shared_v
-            own_weights = weights[..., length:].unflatten(2, (-1, samples))
-            attended = attended.unflatten(2, (-1, samples)) + torch.einsum(
-                "bghkt,bgktd->bghkd", own_weights, values[:, :, :, :upto]
-            )
+            attended = (weights[..., :length] @ shared_v).unflatten(2, (-1, samples))
+            own = weights[..., length:].unflatten(2, (-1, samples))
+            attended = attended + (own[..., None] * values[:, :, None, :, :upto]).sum(-2)
             x = _finish(layer, x, attended.flatten(1, 2).transpose(1, 2))
         self.length = upto
         return self.decoder.norm(x)

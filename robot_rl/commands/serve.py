@@ -35,7 +35,7 @@ class Serve:
     connections: int = 4  # proxy: requests to the upstream at once
     timeout: float = 30.0  # proxy: seconds to wait for the upstream to come up, and for each of its answers
     budget_ms: float | None = None  # proxy: time for a steered answer; after it the upstream's own action is passed on
-    upstream_key_file: Path | None = None  # proxy: holds the API key that the upstream wants
+    upstream_key_file: Path | None = None  # proxy: holds the API key that the upstream wants; else ROBOT_RL_REMOTE_API_KEY
     unnorm_key: str | None = None  # proxy: which dataset's statistics an OpenVLA upstream shall use
     steering: SteeringConfig = field(default_factory=SteeringConfig)
 
@@ -84,6 +84,7 @@ class Serve:
         return PolicyService(policy, self._map(), self.map, self.seed)
 
     def _proxy(self) -> Any:
+        from policies.remote import REMOTE_API_KEY
         from robot_rl.critic import load_critic
         from robot_rl.runtime import SteeringProxy
         from robot_rl.runtime.proxy import UpstreamSettings
@@ -92,7 +93,7 @@ class Serve:
         assert self.critic is not None
         upstream = UpstreamSettings(
             self.upstream,
-            _key(self.upstream_key_file, None),
+            _key(self.upstream_key_file, os.environ.get(REMOTE_API_KEY)),
             self.unnorm_key,
             self.connections,
             self.timeout,

@@ -30,11 +30,13 @@ MAX_BATCH = 16
 
 @dataclass(frozen=True)
 class Sampled:
-    """actions: float32 [K,H,A] in physical units. seconds: of the policy's call. value: Q of the first, where the policy is steered."""
+    """actions: float32 [K,H,A] in physical units. seconds: of the policy's call. values: where the policy is steered, Q of the first
+    chunk and of all that it was chosen from.
+    """
 
     actions: np.ndarray
     seconds: float
-    value: float | None = None
+    values: tuple[float, list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,13 @@ class Batcher:
         array = actions.detach().to("cpu", torch.float32).numpy()
         seconds = time.perf_counter() - started
         self._last_seconds.append(seconds)
-        if not math.isfinite(array.sum()) and not np.isfinite(array).all():
+        if not np.isfinite(array).all():
             raise InputError("the policy's actions are not finite; its weights or this observation are damaged")
         decision = getattr(self._policy, "last_decision", None)
-        values = [None] * len(batch) if decision is None else decision.values.tolist()
-        return [Sampled(array[row], seconds, values[row]) for row in range(len(batch))]
+        if decision is None:
+            return [Sampled(chunks, seconds) for chunks in array]
+        values = zip(decision.values.tolist(), decision.candidates.tolist(), strict=True)
+        return [Sampled(chunks, seconds, value) for chunks, value in zip(array, values, strict=True)]
 
 
 def _stack(batch: Sequence[_Request]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import copy
 import logging
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -180,9 +181,10 @@ class SteeringProxy:
         return replace(spec, chunk=candidates.shape[1])
 
     def passed_on(self, reason: str) -> dict[str, Any]:
-        """The `steering` entry of an unsteered reply; each reason is logged once."""
-        if reason not in self._reasons and len(self._reasons) < 100:
-            self._reasons.add(reason)
+        """The `steering` entry of an unsteered reply; each reason is logged once, whatever its numbers."""
+        kind = re.sub(r"[\d.]+", "", reason)
+        if kind not in self._reasons and len(self._reasons) < 100:
+            self._reasons.add(kind)
             _log.warning("not steered, the server's own action is passed on: %s", reason)
         return {"steered": False, "reason": reason}
 
@@ -192,7 +194,7 @@ class ProxySession:
 
     def __init__(self, proxy: SteeringProxy, server: PolicyServer) -> None:
         self._proxy, self._server = proxy, server
-        self._map = None if proxy.map is None else proxy.map.session()
+        self._map: Any = None if proxy.map is None else proxy.map.session()
 
     async def answer(self, observation: dict[str, Any], message: bytes) -> dict[str, Any]:
         proxy, started = self._proxy, time.perf_counter()
@@ -234,6 +236,9 @@ class ProxySession:
         ours = dict(observation) if self._map is None else self._map.observation_from_theirs(observation)
         spec = self._proxy.critic.observation_spec
         kept = checked(ours, spec)
+        for key in spec.images:
+            if key not in kept:
+                raise InputError(f"the observation has no {key!r}, which the critic looks at")
         if isinstance(self._server, RestServer) and "image_primary" in ours:
             kept["image_primary"] = ours["image_primary"]
         return kept

@@ -97,9 +97,6 @@ class Server:
             raise InputError(
                 f"{settings.host}:{settings.port}: cannot be listened on ({error}); is it taken? choose another --port or --host"
             ) from None
-        # What is loaded by now stays; a collector that walked through it again and again would be the latency's tail.
-        gc.collect()
-        gc.freeze()
         host, port = server.sockets[0].getsockname()[:2]
         on_ready(f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}")
         await self._stopping.wait()
@@ -133,9 +130,8 @@ class Server:
                 self._busy.add(connection)
                 try:
                     reply = await self._answer(session, message)
-                    timing = reply.setdefault("server_timing", {})
-                    if total is not None and isinstance(timing, dict):
-                        # A message cannot say how long its own sending takes.
+                    # A message cannot say how long its own sending takes.
+                    if total is not None and isinstance(timing := reply.setdefault("server_timing", {}), dict):
                         timing.setdefault("prev_total_ms", total)
                     await connection.send(pack(reply))
                 except ConnectionClosed:
@@ -190,7 +186,13 @@ def run_service(make: Callable[[], Service], settings: ServingSettings, on_ready
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
-        await server.run(on_ready)
+        await server.run(ready)
+
+    def ready(address: str) -> None:
+        # What is loaded by now stays; a collector that walked through it again and again would be the latency's tail.
+        gc.collect()
+        gc.freeze()
+        on_ready(address)
 
     asyncio.run(main())
 

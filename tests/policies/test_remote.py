@@ -306,7 +306,7 @@ def test_a_server_that_never_answers_is_one_line():
         policy.sample({"instruction": ["a"]}, 1)
 
 
-def test_who_cannot_be_reached_is_one_line(local):
+def test_who_cannot_be_reached_is_one_line(local, monkeypatch):
     started = time.monotonic()
     for scheme in ("ws", "http"):
         with pytest.raises(InputError, match="can be reached") as caught:
@@ -320,6 +320,9 @@ def test_who_cannot_be_reached_is_one_line(local):
         with pytest.raises(InputError, match="API key"):
             RemotePolicy.load(running.address, api_key="guess")
         with connected(running.address, api_key="secret") as policy:
+            assert policy.action_spec == local.action_spec
+        monkeypatch.setenv("ROBOT_RL_REMOTE_API_KEY", "secret")
+        with connected(running.address) as policy:
             assert policy.action_spec == local.action_spec
 
 

@@ -136,13 +136,15 @@ def test_hostile_arrays_are_one_line(what):
         b"\xdd\xff\xff\xff\xff",
         b"\xdf\xff\xff\xff\xff" * 1000,
         b"\xdd\x00\xff\xff\xff" * 1000 + b"\0" * 20_000_000,
+        b"\xdc\x40\x00" * 2 + b"\x90" * 20_000_000,
+        b"\xdc\x40\x00" + (b"\xdc\x40\x00" + b"\x80" * 16384) * 1000,
         b"\xc6\xff\xff\xff\xff" + b"x",
         b"\xa2\xff\xfe",
         b"\x81\xa1x\xd7\xff" + b"\xff" * 8,
         pickle.dumps({"x": 1}),
         b"GET / HTTP/1.1\r\n\r\n",
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_hostile_bytes_are_one_line_and_cost_little(data):
     tracemalloc.start()

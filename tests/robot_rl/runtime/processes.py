@@ -117,6 +117,8 @@ class Command:
             self.process.send_signal(number)
         code = self.process.wait(30)
         self._reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         return code
 
 

@@ -111,7 +111,7 @@ def test_the_real_client_drives_the_command(runs):
             assert (reply["actions"] >= np.array(policy.action_spec.low, np.float32)).all()
             assert (reply["actions"] <= np.array(policy.action_spec.high, np.float32)).all()
             assert reply["server_timing"]["infer_ms"] > 0
-            assert reply["steering"]["steered"]
+            assert (reply["steering"]["steered"], reply["steering"]["candidates"]) == (True, 8)
         assert reply["server_timing"]["prev_total_ms"] >= reply["server_timing"]["infer_ms"] * 0.1
         chunks = broker.ActionChunkBroker(SimpleNamespace(infer=lambda seen: {"actions": real.infer(seen)["actions"]}), 4)
         assert [chunks.infer(OBSERVATION)["actions"].shape for _ in range(5)] == [(3,)] * 5
