@@ -32,6 +32,7 @@ FAMILIES = {
     "openvla": "policies.openvla:OpenVLAPolicy",
     "lerobot": "policies.lerobot:LeRobotPolicy",
     "diffusion_policy": "policies.diffusion_policy:StanfordPolicy",
+    "remote": "policies.remote:RemotePolicy",
 }
 _WHOLE, _ENDS = 64 << 20, 1 << 20
 _HUB = "hf://"

@@ -6,7 +6,7 @@ instruction or goal, or a camera of theirs that is missing, is what it was in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,49 +16,33 @@ import torch
 from torch import nn
 
 from data.errors import InputError
-from data.language import LanguageEncoder
 from data.normalizer import Normalizer
 from policies import octo_format
 from policies.base import ActionSpec, Observations, ObservationSpec
 from policies.checkpoint import read_config, read_tensors, resolve_checkpoint
 from policies.config import OctoConfig, OctoTokensConfig
 from policies.contract import DataContract
-from policies.foreign import load_weights
 from policies.history import MASK, windowed
 from policies.networks.encoder import vector_features
 from policies.networks.lanczos import lanczos3
 from policies.networks.octo_heads import Head, make_head
 from policies.networks.octo_tokenizers import VectorTokenizer
 from policies.networks.octo_transformer import Layout, OctoInputs, OctoTransformer, initialize
-from policies.networks.text_tokens import TextTokens, find_text_encoder, make_t5, minilm, read_t5_config, read_tokenizer, t5
+from policies.networks.text_tokens import (
+    SentenceTokens,
+    TextTokens,
+    find_text_encoder,
+    make_t5,
+    minilm,
+    read_t5_config,
+    read_tokenizer,
+    t5,
+)
 from policies.octo_layout import adapted_layout, new_layout
 from policies.open_x import open_x_spec
 
 _INSTRUCTION_TOKENS = 16
 _PRESENT, _TEXT = "present_", "text/"
-
-
-class SentenceTokens:
-    """One token a text: its sentence embedding, from the data's table or its model. Like `TextTokens`."""
-
-    length = 1
-
-    def __init__(self, language: LanguageEncoder) -> None:
-        self.language, self.features = language, language.dim
-
-    def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        known = [text for text in texts if text]
-        states = torch.zeros(len(texts), 1, self.features)
-        given = torch.tensor([bool(text) for text in texts])
-        # Unit-norm embeddings have entries of about 1/sqrt(F); bring them to unit scale.
-        states[given, 0] = torch.from_numpy(self.language.encode(known)) * self.features**0.5
-        return states, given[:, None]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "sentence"}
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {}
 
 
 class OctoPolicy(nn.Module):
@@ -127,32 +111,30 @@ class OctoPolicy(nn.Module):
         bounds = checkpoint.bounds if normalization is None else normalization == "bounds"
         dataset, statistics = octo_format.read_statistics(location, unnorm_key)
         folder = Path(text_encoder) if text_encoder else find_text_encoder(checkpoint.text_encoder, location)
-        layout, t5_config = checkpoint.layout, read_t5_config(folder)
-        layout = replace(layout, language=(layout.language[0], int(t5_config["d_model"])))
-        vectors = {key: octo_format.normalizer(statistics, key, bounds, location) for key in layout.vectors}
-        action = octo_format.normalizer(statistics, "action", bounds, location)
-        head = make_head(layout.model["heads"]["action"], int(layout.model["token_embedding_size"]))
-        if len(action.offset) > head.actions:
-            raise InputError(
-                f"{location}: predicts {head.actions} actions, but {dataset!r} has statistics of {len(action.offset)}"
-            )
-        if chunk is not None and not 1 <= chunk <= head.horizon:
-            raise InputError(f"chunk={chunk}: this policy predicts {head.horizon} actions")
-        ends = [action.unnormalize(np.full(len(action.offset), side, np.float32)) for side in (-head.bound, head.bound)]
-        low, high = np.minimum(*ends).tolist(), np.maximum(*ends).tolist()
-        spec = open_x_spec(dataset, low, high, chunk or head.horizon, control_hz)
-        model, tokenizer = make_t5(t5_config), read_tokenizer(folder)
-        text = TextTokens(model, tokenizer, layout.language[0], masks_padding=False)
-        policy = cls(layout, text, {"action": action, **vectors}, spec)
+        t5_config = read_t5_config(folder)
+        layout = replace(checkpoint.layout, language=(checkpoint.layout.language[0], int(t5_config["d_model"])))
+        keys = ("action", *layout.vectors)
+        normalizers = {key: octo_format.normalizer(statistics, key, bounds, location) for key in keys}
+        try:
+            head = make_head(layout.model["heads"]["action"], int(layout.model["token_embedding_size"]))
+            action, predicted = normalizers["action"], (head.horizon, head.actions)
+            if chunk is not None and not 1 <= chunk <= predicted[0]:
+                raise InputError(f"chunk={chunk}: this policy predicts {predicted[0]} actions")
+            if len(action.offset) > predicted[1]:
+                raise InputError(
+                    f"{location}: predicts {predicted[1]} dimensions; {dataset!r} has statistics of {len(action.offset)}"
+                )
+            ends = [action.unnormalize(np.full(len(action.offset), side, np.float32)) for side in (-head.bound, head.bound)]
+            low, high = np.minimum(*ends).tolist(), np.maximum(*ends).tolist()
+            spec = open_x_spec(dataset, low, high, chunk or predicted[0], control_hz)
+            model = make_t5(t5_config)
+            text = TextTokens(model, read_tokenizer(folder), layout.language[0], masks_padding=False)
+            policy = cls(layout, text, normalizers, spec)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise InputError(f"{location / 'config.json'}: describes no network that can be made ({what})") from error
         parameters, where = octo_format.read_parameters(location, step)
-        known = octo_format.known_parameters(policy.transformer, policy.head, model)
-        weights = {
-            key: octo_format.as_torch(value, known[key][1] if key in known else None, key, where)
-            for key, value in parameters.items()
-            if not octo_format.unused(key, layout)
-        }
-        networks = nn.ModuleDict({"transformer": policy.transformer, "head": policy.head, "text": model})
-        load_weights(networks, {key: ours for key, (ours, _) in known.items()}, weights, where)
+        octo_format.load_parameters(policy.transformer, policy.head, model, layout, parameters, where)
         return policy.to(device).eval()
 
     @classmethod
@@ -169,9 +151,8 @@ class OctoPolicy(nn.Module):
             return policy
         base = _pretrained(config)
         text = base.text if isinstance(base.text, TextTokens) else SentenceTokens(contract.language)
-        tokenizers = {
-            name: base.transformer.tokenizers[f"obs_{name}"].keys for name in base.layout.model["observation_tokenizers"]
-        }
+        names = base.layout.model["observation_tokenizers"]
+        tokenizers: dict[str, Any] = {name: base.transformer.tokenizers[f"obs_{name}"].keys for name in names}
         layout = adapted_layout(base.layout, tokenizers, config, contract, (text.length, text.features))
         policy = _for_contract(layout, text, config, contract)
         initialize([policy.transformer, policy.head])

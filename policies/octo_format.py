@@ -19,6 +19,7 @@ from torch import nn
 
 from data.errors import InputError
 from data.normalizer import Normalizer
+from policies.foreign import load_weights
 from policies.networks.octo_tokenizers import matching
 from policies.networks.octo_transformer import Attention, Layout
 
@@ -122,6 +123,20 @@ def read_msgpack(path: Path) -> Any:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(f"{path}: cannot be read ({reason}); download it again") from error
     return tree
+
+
+def load_parameters(
+    transformer: nn.Module, head: nn.Module, text: nn.Module, layout: Layout, parameters: Mapping[str, np.ndarray], where: Path
+) -> None:
+    """Give the networks a checkpoint's arrays; InputError naming one that is missing, unknown, of another shape or not finite."""
+    known = known_parameters(transformer, head, text)
+    weights = {
+        key: as_torch(value, known[key][1] if key in known else None, key, where)
+        for key, value in parameters.items()
+        if not unused(key, layout)
+    }
+    networks = nn.ModuleDict({"transformer": transformer, "head": head, "text": text})
+    load_weights(networks, {key: ours for key, (ours, _) in known.items()}, weights, where)
 
 
 def known_parameters(transformer: nn.Module, head: nn.Module, text: nn.Module) -> dict[str, tuple[str, tuple[int, ...] | None]]:

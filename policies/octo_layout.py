@@ -70,9 +70,9 @@ def adapted_layout(
     unknown = [key for key in contract.images if key not in old.images]
     if unknown:
         raise InputError(f"{config.pretrained}: knows no {unknown[0]!r}; it has {', '.join(old.images) or 'no cameras'}")
-    if (text.length, text.features) != old.language:
+    if language != old.language:
         raise InputError(
-            f"{config.pretrained}: its instructions have {old.language[1]} features, those of the data {text.features}"
+            f"{config.pretrained}: its instructions have {old.language[1]} features, those of the data {language[1]}"
         )
     model = json.loads(json.dumps(old.model))
     if config.encoder.window > model["max_horizon"]:
@@ -96,7 +96,12 @@ def adapted_layout(
         kept[f"vectors_{len(kept)}"] = _vector_tokenizer(added, model["token_embedding_size"])
     model["observation_tokenizers"] = kept
     head = model["heads"]["action"]
-    head["kwargs"] = {**head.get("kwargs", {}), "action_horizon": config.chunk, "action_dim": contract.action_spec.dim}
+    head["kwargs"] = {
+        **head.get("kwargs", {}),
+        "action_horizon": config.chunk,
+        "action_dim": contract.action_spec.dim,
+        "n_diffusion_samples": config.noise_draws,
+    }
     model["heads"] = {"action": head}
     images = {key: size for key, size in old.images.items() if key in contract.images}
     return Layout(model, images, old.goals, vectors, old.language, config.encoder.window)

@@ -1,4 +1,5 @@
-"""Instructions as tokens: the hidden states of a frozen text encoder (T5, or the MiniLM that is installed), computed once a text.
+"""Instructions as tokens: the hidden states of a frozen text encoder (T5, or the MiniLM that is installed), computed once a text;
+or a sentence embedding as one token.
 
 Not a part of any module's parameters. It stays on the CPU: a few short texts once, while the GPU holds what is trained.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from data.errors import InputError
-from data.language import DEFAULT_MODEL
+from data.language import DEFAULT_MODEL, LanguageEncoder
 from data.torchvision_repair import repair_torchvision
 
 MINILM = "minilm"
@@ -91,6 +92,29 @@ class TextTokens:
             raise KeyError(f"text encoder's {min(set(state) ^ set(expected))}")
         model.load_state_dict(state, strict=False)
         return cls(model, tokenizer, int(values["length"]), bool(values["masks_padding"]))
+
+
+class SentenceTokens:
+    """One token a text: its sentence embedding, from the data's table or its model. Like `TextTokens`."""
+
+    length = 1
+
+    def __init__(self, language: LanguageEncoder) -> None:
+        self.language, self.features = language, language.dim
+
+    def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        known = [text for text in texts if text]
+        states = torch.zeros(len(texts), 1, self.features)
+        given = torch.tensor([bool(text) for text in texts])
+        # Unit-norm embeddings have entries of about 1/sqrt(F); bring them to unit scale.
+        states[given, 0] = torch.from_numpy(self.language.encode(known)) * self.features**0.5
+        return states, given[:, None]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "sentence"}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
 
 
 def minilm(length: int) -> TextTokens:

@@ -19,9 +19,12 @@ from policies import Policy, load_policy, observation_spec
 from policies.config import AutoregressiveConfig, DiffusionConfig, EncoderConfig, FlowConfig, GaussianConfig
 from policies.contract import DataContract
 from policies.loading import family_class
+from policies.remote import RemotePolicy
 from robot_rl.critic import Critic, CriticConfig
+from robot_rl.runtime import PolicyService, ServingSettings
 from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig
 from tests.policies.foreign_checkpoints import FOREIGN
+from tests.robot_rl.runtime.processes import Running
 
 VECTORS = EncoderConfig(inputs=("state", "proprio"), vector_features=32)
 CAMERAS = EncoderConfig(inputs=("image_primary", "proprio"))
@@ -83,6 +86,9 @@ def foreign(write: Callable[[Path], Path]) -> Callable[[Any], Policy]:
 MEMBERS: dict[str, Callable[[Any], Policy]] = {
     **{name: foreign(write) for name, write in FOREIGN.items()},
     **{name: lambda store, config=config: make(store, config) for name, config in CONFIGS.items()},
+    "remote": lambda store: RemotePolicy.load(
+        Running(lambda: PolicyService(make(store, CONFIGS["flow"])), ServingSettings(port=0)).address
+    ),
     "steered": lambda store: SteeredPolicy(make(store, SMALL), critic(store), SteeringConfig(num_samples=4)),
     "ascended": lambda store: SteeredPolicy(
         make(store, SMALL), critic(store), SteeringConfig(num_samples=4, ascent_steps=2, aggregate="mean")

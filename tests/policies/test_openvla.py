@@ -85,6 +85,7 @@ def copy_with(folder: Path, to: Path, **changes) -> Path:
 
 
 @needs_fixtures
+@torch.no_grad()
 def test_parity_with_the_original():
     recorded = np.load(OUTPUTS / "outputs.npz")
     results = json.loads((OUTPUTS / "outputs.json").read_text())["results"]
@@ -100,10 +101,9 @@ def test_parity_with_the_original():
         pixels = policy.pictures(list(seen["image_primary"]))
         assert np.array_equal(pixels.numpy(), recorded[f"pixel_values/{picture}"])
         assert policy.prompter(INSTRUCTIONS[text]) == [*result["input_ids"], 29871]
-        with torch.no_grad():
-            features, prefix = model.vision_backbone(pixels), policy.encode(seen)
-            logits = model.language_model.lm_head(prefix.hidden)[0]
-            tokens = sample_tokens(model.decoder, policy._head, policy._embed, prefix, 2, 7, temperature=0) + policy.first
+        features, prefix = model.vision_backbone(pixels), policy.encode(seen)
+        logits = model.language_model.lm_head(prefix.hidden)[0]
+        tokens = sample_tokens(model.decoder, policy._head, policy._embed, prefix, 2, 7, temperature=0) + policy.first
         np.testing.assert_allclose(features, recorded[f"patch_features/{picture}"], atol=1e-4)
         np.testing.assert_allclose(model.embed_images(pixels[:, None]), recorded[f"projector/{picture}"], atol=1e-4)
         np.testing.assert_allclose(logits, recorded[f"prefill_last_logits/{name}"], atol=1e-4)

@@ -16,7 +16,7 @@ import torch
 from websockets.asyncio.server import serve
 
 from data.errors import InputError
-from policies import Policy
+from policies import Policy, load_policy
 from policies.base import ActionSpec, ObservationSpec
 from policies.maps import load_map
 from policies.remote import RemotePolicy
@@ -111,6 +111,15 @@ def test_it_is_the_policy_behind_it(local, remote):
         seed = int(torch.randint(2**62, (1,), generator=seeds))
         alone = {key: value[row : row + 1] for key, value in seen.items()}
         assert torch.equal(local.sample(alone, 5, generator(seed))[0], actions[row])
+
+
+def test_an_address_is_a_spec(local):
+    with serving(lambda: PolicyService(local)) as running:
+        policy = load_policy(f"{running.address}?connections=2&timeout=5.0")
+        assert policy.sample(observations(1), 1, generator(0)).shape == (1, 1, 4, 3)
+        policy.close()
+        with pytest.raises(InputError, match="no such option"):
+            load_policy(f"{running.address}?colour=red")
 
 
 def test_a_generator_decides_everything(remote):
