@@ -39,6 +39,7 @@ from policies.networks.text_tokens import (
     t5,
 )
 from policies.octo_layout import adapted_layout, new_layout
+from policies.octo_weights import load_parameters
 from policies.open_x import open_x_spec
 
 _INSTRUCTION_TOKENS = 16
@@ -134,7 +135,7 @@ class OctoPolicy(nn.Module):
             what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise InputError(f"{location / 'config.json'}: describes no network that can be made ({what})") from error
         parameters, where = octo_format.read_parameters(location, step)
-        octo_format.load_parameters(policy.transformer, policy.head, model, layout, parameters, where)
+        load_parameters(policy.transformer, policy.head, model, layout, parameters, where)
         return policy.to(device).eval()
 
     @classmethod

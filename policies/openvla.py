@@ -44,7 +44,10 @@ _STOP = 2  # `</s>`, which training appends to every action
 
 
 class OpenVLAPolicy(nn.Module):
-    """See policies.base: Policy, Encodes, Trainable, HasLogProb. Axes: B batch, K samples, H chunk, A action, V action tokens."""
+    """OpenVLA, which draws an action token by token, and OpenVLA-OFT, which regresses a chunk.
+
+    See policies.base: Policy, Encodes, Trainable, HasLogProb. Axes: B batch, K samples, H chunk, A action, V action tokens.
+    """
 
     family = "openvla"
     config_type = OpenVLAConfig
@@ -94,7 +97,7 @@ class OpenVLAPolicy(nn.Module):
         *,
         unnorm_key: str | None = None,
         prompt: str | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         dtype: str = "auto",
         device_map: str | None = None,
@@ -108,19 +111,20 @@ class OpenVLAPolicy(nn.Module):
         """The policy of OpenVLA's folder, or of a step folder that fine-tuning here wrote; InputError where something is wrong.
 
         unnorm_key: the dataset whose units the actions are in; needed where the checkpoint knows several. prompt: `default` or
-        `v01`, by the folder's name if None. temperature: 0 takes the likeliest tokens, so that all samples are alike. top_k: draws
-        from the k likeliest tokens. dtype: `auto` is float32 on a CPU and bfloat16 elsewhere. device_map (`auto`, ...),
-        load_in_4bit, load_in_8bit: the language model is loaded by transformers with accelerate and bitsandbytes. control_hz: if
-        the table of policies.open_x is wrong. cameras, chunk: of OFT alone, see policies.openvla_oft. pretrained: where the model
-        now is that was fine-tuned here.
+        `v01`, by the folder's name if None. temperature: 0 takes the likeliest tokens, so that all samples are alike; 1, or what it
+        was fine-tuned with, if None. top_k: draws from the k likeliest tokens. dtype: `auto` is float32 on a CPU and bfloat16
+        elsewhere. device_map (`auto`, ...), load_in_4bit, load_in_8bit: the language model is loaded by transformers with accelerate
+        and bitsandbytes. control_hz: if the table of policies.open_x is wrong. cameras, chunk: of OFT alone, see
+        policies.openvla_oft. pretrained: where the model now is that was fine-tuned here.
         """
-        precision = _dtype(dtype, device)
         if load_in_4bit and load_in_8bit:
             raise InputError("load_in_4bit and load_in_8bit exclude each other; choose one")
         bits = 4 if load_in_4bit else 8 if load_in_8bit else None
         if read_config(location).get("family") == cls.family:
-            return cls._load_adapted(location, device, pretrained)
-        config = read_openvla_config(location)
+            if (unnorm_key, prompt, device_map, bits, cameras, chunk, control_hz) != (None,) * 7:
+                raise InputError(f"{location}: was fine-tuned here; its options are temperature, top_k, dtype and pretrained")
+            return cls._load_adapted(location, device, dtype, temperature, top_k, pretrained)
+        precision, config = _dtype(dtype, device), read_openvla_config(location)
         dataset, statistics = read_statistics(location, config, unnorm_key)
         if is_oft(location):
             from policies.openvla_oft import OFTPolicy
@@ -136,7 +140,8 @@ class OpenVLAPolicy(nn.Module):
         spec = open_x_spec(dataset, low, high, chunk=1, control_hz=control_hz)
         pictures = ObservationSpec({"image_primary": PictureProcessor(location).size})
         model = load_prismatic(location, config, device, precision, device_map, bits)
-        policy = cls(model, location, spec, unit, pictures, prompt=prompt, temperature=temperature, top_k=top_k)
+        heat = 1.0 if temperature is None else temperature
+        policy = cls(model, location, spec, unit, pictures, prompt=prompt, temperature=heat, top_k=top_k)
         policy.values, policy.edges = policy.values.to(model.device), policy.edges.to(model.device)
         return policy.eval()
 
@@ -155,23 +160,38 @@ class OpenVLAPolicy(nn.Module):
 
         torch's global generator initialises the adapters.
         """
+        return cls._with_adapters(config, contract, _dtype(config.dtype, "cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def _with_adapters(
+        cls, config: OpenVLAConfig, contract: DataContract, precision: torch.dtype, top_k: int | None = None
+    ) -> OpenVLAPolicy:
         folder = config.pretrained
         if not folder.is_dir():
             raise InputError(f"--pretrained {folder}: there is no such folder; give that of an OpenVLA checkpoint")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_prismatic(folder, read_openvla_config(folder), "cpu", _dtype(config.dtype, device))
+        if is_oft(folder):
+            raise InputError(f"--pretrained {folder}: is an OFT checkpoint, which draws no tokens; give an OpenVLA one")
+        model = load_prismatic(folder, read_openvla_config(folder), "cpu", precision)
         _add_adapters(model, config)
         contract = contract.with_chunk(config.chunk)
         normalizer = contract.action_normalizer
         offset, scale = normalizer.offset.astype(np.float64), normalizer.scale.astype(np.float64)
         unit = Range(offset - scale, offset + scale, np.ones(len(offset), bool))
         pictures = ObservationSpec({key: contract.images[key] for key in config.encoder.inputs})
-        policy = cls(model, folder, contract.action_spec, unit, pictures, temperature=config.temperature)
+        policy = cls(model, folder, contract.action_spec, unit, pictures, temperature=config.temperature, top_k=top_k)
         policy.adapted = (config, contract)
         return policy.eval()
 
     @classmethod
-    def _load_adapted(cls, location: Path, device: str, pretrained: Path | None) -> OpenVLAPolicy:
+    def _load_adapted(
+        cls,
+        location: Path,
+        device: str,
+        dtype: str,
+        temperature: float | None,
+        top_k: int | None,
+        pretrained: Path | None,
+    ) -> OpenVLAPolicy:
         values, tensors = read_config(location), read_tensors(location, "model")
         try:
             contract = DataContract.from_json(values["contract"], tensors.pop("language_table").numpy())
@@ -188,7 +208,9 @@ class OpenVLAPolicy(nn.Module):
             raise InputError(
                 f"{location}: was fine-tuned from {config.pretrained}, which is gone; say where by pretrained=FOLDER"
             )
-        policy = cls.create(config, contract)
+        precision = _dtype(config.dtype if dtype == "auto" else dtype, device)
+        policy = cls._with_adapters(config, contract, precision, top_k)
+        policy.temperature = config.temperature if temperature is None else temperature
         expected = policy.checkpoint_tensors()
         wrong = [key for key in {**expected, **tensors} if _shape(expected, key) != _shape(tensors, key)]
         if wrong:

@@ -28,7 +28,10 @@ _SLACK = 1e-8  # what the original adds to a range when it un-normalises
 
 
 class OFTPolicy(nn.Module):
-    """See policies.base: Policy, Encodes, Trainable. Deterministic: the K samples are K copies. Axes as in OpenVLAPolicy."""
+    """Regresses a chunk in one pass, so the K samples are K copies.
+
+    See policies.base: Policy, Encodes, Trainable. Axes as in policies.openvla.OpenVLAPolicy.
+    """
 
     family = "openvla"
 

@@ -56,9 +56,9 @@ class Image:
         # Not-a-number fails both comparisons.
         if image.size and not (image.min() >= low - 1e-3 and image.max() <= high + 1e-3):
             raise InputError(f"{key!r} has values in {image.min():g}..{image.max():g}; the map says {self.values}")
-        # In float64, whatever came: half a step of 255 is then never reached by rounding errors.
-        pixels = (image.astype(np.float64) - low) * (255 / (high - low))
-        return np.rint(pixels).clip(0, 255).astype(np.uint8)
+        # Rounded, where openpi cuts off: a grey that was divided by 255 then comes back whatever the rounding errors.
+        pixels = (image.astype(np.float32) - low) * (255 / (high - low))
+        return np.ascontiguousarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
 
     def to_theirs(self, image: np.ndarray) -> np.ndarray:
         image = image[..., ::-1, ::-1, :] if self.rotate180 else image

@@ -86,7 +86,7 @@ class ObservationMap:
             else:
                 vector = array_of(ours[name], name)
                 if vector.ndim != 1 + axes or (entry.size is not None and vector.shape[-1] != entry.size):
-                    raise InputError(f"{name!r} has shape {list(vector.shape)}; the map says {entry.size or 'a few'} numbers")
+                    raise InputError(f"{name!r} has shape {list(vector.shape)}; the map says {entry.size or 'some'} numbers")
                 theirs.update(entry.to_theirs(vector))
         return _nest(theirs) if self.nested else theirs
 

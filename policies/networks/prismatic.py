@@ -247,8 +247,13 @@ def _language_model(
     quantization = (
         BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=dtype) if bits else None
     )
+
+    class LanguageModel(LlamaForCausalLM):
+        # Loaded here, not there: else each is a line of warning.
+        _keys_to_ignore_on_load_unexpected = [r"^(vision_backbone|projector)\."]  # noqa: RUF012
+
     try:
-        return LlamaForCausalLM.from_pretrained(
+        return LanguageModel.from_pretrained(
             folder,
             config=config,
             dtype=dtype,

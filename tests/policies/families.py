@@ -19,6 +19,8 @@ from policies import Policy, load_policy, observation_spec
 from policies.config import AutoregressiveConfig, DiffusionConfig, EncoderConfig, FlowConfig, GaussianConfig
 from policies.contract import DataContract
 from policies.loading import family_class
+from policies.mapped import MappedPolicy
+from policies.maps import PolicyMap
 from policies.remote import RemotePolicy
 from robot_rl.critic import Critic, CriticConfig
 from robot_rl.runtime import PolicyService, ServingSettings
@@ -83,9 +85,22 @@ def foreign(write: Callable[[Path], Path]) -> Callable[[Any], Policy]:
     return member
 
 
+# Theirs are the synthetic store's actions in units of 5 cm, and 1 closes the gripper.
+HALF_SCALE = {
+    "observation": {"instruction": {"key": "instruction"}},
+    "actions": {
+        "frame": "end_effector_delta_base",
+        "control_hz": 5,
+        "segments": [
+            {"theirs": [0, 2], "names": ["x", "y"], "unit": "m", "low": -0.0025, "high": 0.0025, "scale": 0.05},
+            {"theirs": [2, 3], "names": ["gripper"], "unit": "1", "low": 0, "high": 1, "scale": -1, "offset": 1},
+        ],
+    }
+}
 MEMBERS: dict[str, Callable[[Any], Policy]] = {
     **{name: foreign(write) for name, write in FOREIGN.items()},
     **{name: lambda store, config=config: make(store, config) for name, config in CONFIGS.items()},
+    "mapped": lambda store: MappedPolicy(make(store, SMALL), PolicyMap.from_json(HALF_SCALE, "half scale")),
     "remote": lambda store: RemotePolicy.load(
         Running(lambda: PolicyService(make(store, CONFIGS["flow"])), ServingSettings(port=0)).address
     ),

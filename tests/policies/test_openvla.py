@@ -485,15 +485,21 @@ def test_only_adapters_are_trained_and_kept(folder, tmp_path, policy):
     (step / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match="pretrained=FOLDER"):
         load_policy(tmp_path / "run")
+    greedy = load_policy(f"{tmp_path / 'run'}?pretrained={folder}&temperature=0").sample(seen, 2, generator())
+    assert torch.equal(greedy[:, 0], greedy[:, 1])
+    with pytest.raises(InputError, match="its options are"):
+        load_policy(f"{tmp_path / 'run'}?pretrained={folder}&unnorm_key=bridge_orig")
     again = load_policy(f"{tmp_path / 'run'}?pretrained={folder}")
     assert torch.equal(loaded.sample(seen, 4, generator()), again.sample(seen, 4, generator()))
 
 
-def test_fine_tuning_needs_a_checkpoint_and_one_camera(tmp_path):
+def test_fine_tuning_needs_a_token_checkpoint_and_one_camera(tmp_path, oft_folder):
     from policies.config import CameraConfig
 
     with pytest.raises(InputError, match="no such folder"):
         OpenVLAPolicy.create(OpenVLAConfig(pretrained=tmp_path / "nothing"), contract())
+    with pytest.raises(InputError, match="is an OFT checkpoint"):
+        OpenVLAPolicy.create(OpenVLAConfig(pretrained=oft_folder), contract())
     with pytest.raises(InputError, match="one camera"):
         CameraConfig(("image_primary", "proprio"))
 
