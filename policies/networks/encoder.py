@@ -112,7 +112,9 @@ class ObservationEncoder(nn.Module):
                 raise InputError(
                     f"the observation lacks {key!r}, which this model was trained on (it has {sorted(observations)})"
                 )
-            value = torch.as_tensor(np.asarray(observations[key])).to(device)
+            array = np.asarray(observations[key])
+            # torch shares memory with what it may write only; observations off a socket may not be written.
+            value = torch.as_tensor(array if array.flags.writeable else array.copy()).to(device)
             if key in self.image_keys:
                 image = value.permute(0, 3, 1, 2).float() / 127.5 - 1
                 if tuple(image.shape[2:]) != tuple(self.contract.images[key]):

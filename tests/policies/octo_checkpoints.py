@@ -42,7 +42,9 @@ def attention(name: str, width: int, heads: int) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{name}/out/kernel": (heads, size, width), f"{name}/out/bias": (width,)}
 
 
-def shapes(model: Mapping[str, Any], sizes: Mapping[str, int], proprio: int = 0, t5: Mapping[str, Any] = T5, words: int = 16) -> dict:
+def shapes(
+    model: Mapping[str, Any], sizes: Mapping[str, int], proprio: int = 0, t5: Mapping[str, Any] = T5, words: int = 16
+) -> dict:
     """Every array of a checkpoint. sizes: of the square pictures."""
     width, top, result = model["token_embedding_size"], "octo_transformer/", {}
     horizon = model["max_horizon"]
@@ -85,7 +87,9 @@ def head_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     size = kwargs.get("action_horizon", kwargs.get("pred_horizon", 1)) * kwargs["action_dim"]
     if kwargs.get("use_map", name in ("MSEActionHead", "L1ActionHead")):
         result |= {f"{top}map_head/probe": (1, size if name == "DiscreteActionHead" else 1, width)}
-        result |= attention(f"{top}map_head/MultiHeadDotProductAttention_0", width, 8) | norm(f"{top}map_head/LayerNorm_0", width)
+        result |= attention(f"{top}map_head/MultiHeadDotProductAttention_0", width, 8) | norm(
+            f"{top}map_head/LayerNorm_0", width
+        )
         result |= dense(f"{top}map_head/MlpBlock_0/Dense_0", width, 4 * width)
         result |= dense(f"{top}map_head/MlpBlock_0/Dense_1", 4 * width, width)
     if name == "DiscreteActionHead":
@@ -140,7 +144,11 @@ def nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def image_tokenizer(key: str, encoder: str = "SmallStem16", goal: bool = True, **kwargs: Any) -> dict[str, Any]:
-    kwargs = {"features": [32, 32], "num_features": 24, **kwargs} if encoder == "SmallStem16" else {"num_features": 24, **kwargs}
+    kwargs = (
+        {"features": [32, 32, 32, 64], "num_features": 24, **kwargs}
+        if encoder != "PatchEncoder"
+        else {"num_features": 24, **kwargs}
+    )
     spec = {"obs_stack_keys": [key], "encoder": {"name": encoder, "kwargs": kwargs}}
     return {"name": "ImageTokenizer", "kwargs": {**spec, **({"task_stack_keys": [key]} if goal else {})}}
 
@@ -158,10 +166,9 @@ def write(
 ) -> Path:
     """A checkpoint, its T5 beside it. old: with the names and the attention of December 2023. change: of the arrays, by path."""
     sizes = sizes or {"image_primary": 32, "image_wrist": 16}
-    # Two convolutions stride by 4, so that these sizes have 16 / 4 = 4 times as many patches on a side as sixteenths.
     head = head or {"name": "DiffusionActionHead", "kwargs": {"action_horizon": 3, "action_dim": 5, "hidden_dim": 32}}
     head = {"name": head["name"], "kwargs": {"readout_key": "readout_action", **head["kwargs"]}}
-    tokenizers = tokenizers or {name: image_tokenizer(f"image_{name}", features=[32, 32, 32, 64]) for name in ("primary", "wrist")}
+    tokenizers = tokenizers or {name: image_tokenizer(f"image_{name}") for name in ("primary", "wrist")}
     model = {
         "observation_tokenizers": dict(tokenizers),
         "task_tokenizers": {"language": {"name": "LanguageTokenizer", "kwargs": {"encoder": "t5_test"}}},
@@ -184,7 +191,10 @@ def write(
         seen["proprio"] = np.zeros((1, window, proprio), np.float32)
     seen["pad_mask" if old else "timestep_pad_mask"] = np.ones((1, window), bool)
     task: dict[str, Any] = {key: value[:, 0] for key, value in seen.items() if key.startswith("image_")}
-    task["language_instruction"] = {"input_ids": np.zeros((1, words), np.int64), "attention_mask": np.zeros((1, words), np.int64)}
+    task["language_instruction"] = {
+        "input_ids": np.zeros((1, words), np.int64),
+        "attention_mask": np.zeros((1, words), np.int64),
+    }
     batch = {"observation": seen, "tasks" if old else "task": task}
     moments = {"mean": [0.1] * dims, "std": [0.5] * dims, "mask": [True] * (dims - 1) + [False]}
     one = {"action": moments, "proprio": {"mean": [1.0] * proprio, "std": [2.0] * proprio}}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +121,31 @@ def write_oft(folder: Path, action: int = 7, proprio: int | None = 8, prefix: st
         torch.save(
             {f"{prefix}{key}": value for key, value in projector.items()}, folder / f"proprio_projector--{step}_checkpoint.pt"
         )
+
+
+def openvla(folder: Path) -> Path:
+    write_openvla(folder / "openvla")
+    return folder / "openvla"
+
+
+def oft(folder: Path) -> Path:
+    write_oft(folder / "oft")
+    return folder / "oft"
+
+
+@cache
+def pretrained() -> Path:
+    """A checkpoint to fine-tune, there as long as this process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return openvla(folder)
+
+
+# For the conformance suite: member -> what writes its checkpoint and gives the spec.
+OPENVLA: dict[str, Callable[[Path], str]] = {
+    "openvla, as published": lambda folder: f"openvla:{openvla(folder)}",
+    "openvla, oft": lambda folder: f"openvla:{oft(folder)}",
+}
 
 
 def _tokenizer() -> Tokenizer:
