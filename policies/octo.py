@@ -43,6 +43,7 @@ from policies.octo_weights import load_parameters
 from policies.open_x import open_x_spec
 
 _INSTRUCTION_TOKENS = 16
+_BOUND = 5.0  # Normalised actions beyond it are clipped.
 _PRESENT, _TEXT = "present_", "text/"
 
 
@@ -305,12 +306,17 @@ def _for_contract(layout: Layout, text: TextTokens | SentenceTokens, config: Oct
 
 
 def _action_normalizer(contract: DataContract) -> Normalizer:
-    """Standardised, as Octo's are, but for a gripper that rarely moves: its one value would be cut off as an outlier."""
-    statistics = contract.statistics["action"]
+    """Standardised, as Octo's are, but so that a gripper which seldom moves is not cut off as an outlier."""
+    statistics = contract.statistics.get("action")
+    if statistics is None:
+        return contract.action_normalizer
     standard = Normalizer.from_statistics(statistics, "mean_std")
     extremes = Normalizer.from_statistics(statistics, "min_max")
-    rare = np.asarray(statistics["q99"]) - np.asarray(statistics["q01"]) < 1e-6
-    return Normalizer(np.where(rare, extremes.offset, standard.offset), np.where(rare, extremes.scale, standard.scale))
+    q01, q99 = (np.asarray(statistics[name], np.float32) for name in ("q01", "q99"))
+    reach = np.maximum(abs(q01 - standard.offset), abs(q99 - standard.offset)) / _BOUND
+    rare = q99 - q01 < 1e-6
+    offset = np.where(rare, extremes.offset, standard.offset)
+    return Normalizer(offset, np.where(rare, extremes.scale, np.maximum(standard.scale, reach)))
 
 
 def _pretrained(config: OctoConfig) -> OctoPolicy:

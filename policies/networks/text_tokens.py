@@ -168,7 +168,7 @@ def find_text_encoder(name: str, checkpoint: Path) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     checkpoint = checkpoint.resolve()
-    for folder in (checkpoint.parent / name, checkpoint / name, Path(name)):
+    for folder in (checkpoint.parent / name, checkpoint / name):
         if (folder / "tokenizer.json").is_file():
             return folder
     try:

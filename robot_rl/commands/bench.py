@@ -59,7 +59,8 @@ class BenchSampling:
         from robot_rl.console import check_writable, console, write_json
 
         check_writable(self.json)
-        builders = {self.policy: lambda: load_policy(self.policy)} if self.policy else examples(self.families)
+        given = self.policy
+        builders = {given: lambda: load_policy(given)} if given else examples(self.families)
         columns = ("policy", "K", "ms (median)", "x K=1", "K calls, ms", "x", "K copies, ms", "x")
         table = Table(*columns, title="drawing K candidates, one observation, one thread")
         rows = []

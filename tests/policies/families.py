@@ -16,7 +16,7 @@ import torch
 from data.language import LanguageEncoder
 from data.normalizer import Normalizer
 from policies import Policy, load_policy, observation_spec
-from policies.config import AutoregressiveConfig, DiffusionConfig, EncoderConfig, FlowConfig, GaussianConfig
+from policies.config import AutoregressiveConfig, DiffusionConfig, EncoderConfig, FlowConfig, GaussianConfig, OpenVLAConfig
 from policies.contract import DataContract
 from policies.loading import family_class
 from policies.mapped import MappedPolicy
@@ -26,6 +26,7 @@ from robot_rl.critic import Critic, CriticConfig
 from robot_rl.runtime import PolicyService, ServingSettings
 from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig
 from tests.policies.foreign_checkpoints import FOREIGN
+from tests.policies.openvla_checkpoint import OPENVLA, pretrained
 from tests.robot_rl.runtime.processes import Running
 
 VECTORS = EncoderConfig(inputs=("state", "proprio"), vector_features=32)
@@ -72,10 +73,11 @@ CONFIGS: dict[str, Any] = {
     "flow": FlowConfig(VECTORS, hidden=64),
     "flow, unet": FlowConfig(VECTORS, hidden=64, blocks=2, denoiser="unet"),
     "autoregressive": AutoregressiveConfig(VECTORS, hidden=32, layers=2, heads=2, bins=64),
+    "openvla": OpenVLAConfig(pretrained=pretrained(), lora_rank=8),
 }
 
 
-def foreign(write: Callable[[Path], Path]) -> Callable[[Any], Policy]:
+def foreign(write: Callable[[Path], Path | str]) -> Callable[[Any], Policy]:
     """A member that is loaded from a checkpoint in its authors' layout, which `write` writes."""
 
     def member(_store: Any) -> Policy:
@@ -95,10 +97,10 @@ HALF_SCALE = {
             {"theirs": [0, 2], "names": ["x", "y"], "unit": "m", "low": -0.0025, "high": 0.0025, "scale": 0.05},
             {"theirs": [2, 3], "names": ["gripper"], "unit": "1", "low": 0, "high": 1, "scale": -1, "offset": 1},
         ],
-    }
+    },
 }
 MEMBERS: dict[str, Callable[[Any], Policy]] = {
-    **{name: foreign(write) for name, write in FOREIGN.items()},
+    **{name: foreign(write) for name, write in {**FOREIGN, **OPENVLA}.items()},
     **{name: lambda store, config=config: make(store, config) for name, config in CONFIGS.items()},
     "mapped": lambda store: MappedPolicy(make(store, SMALL), PolicyMap.from_json(HALF_SCALE, "half scale")),
     "remote": lambda store: RemotePolicy.load(
