@@ -55,7 +55,8 @@ class BenchSampling:
         from rich.table import Table
 
         from policies import load_policy
-        from policies.bench import bench_sampling, examples
+        from policies.bench import bench_sampling
+        from policies.examples import examples
         from robot_rl.console import check_writable, console, write_json
 
         check_writable(self.json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,19 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
+from policies import examples
+from policies.examples import DINO, SIGLIP
 from policies.networks.oft import ActionHead, ProprioProjector
-from policies.networks.prismatic import build, to_theirs
 
-DINO, SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
 SIZES = {
     DINO: {"depth": 3, "embed_dim": 32, "num_heads": 2},
     SIGLIP: {"depth": 2, "embed_dim": 16, "num_heads": 2},
 }
-MEANS = {DINO: [0.485, 0.456, 0.406], SIGLIP: [0.5, 0.5, 0.5]}
-STDS = {DINO: [0.229, 0.224, 0.225], SIGLIP: [0.5, 0.5, 0.5]}
 TEXT = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -68,44 +63,9 @@ def openvla_config(backbones: tuple[str, ...] = (DINO, SIGLIP), size: int = 28, 
     }
 
 
-def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for key, value in build(config).state_dict().items():
-        noise = torch.randn(value.shape, generator=generator)
-        scale = noise * (1 if value.ndim == 1 else value[0].numel() ** -0.5)
-        weights[to_theirs(key)] = 1 + 0.1 * noise if "norm" in key and key.endswith("weight") else scale.clone()
-    # Among 32064 tokens so few dimensions could not make one likely.
-    weights["language_model.lm_head.weight"] *= 4
-    return weights
-
-
 def write_openvla(folder: Path, config: dict[str, Any] | None = None, shards: int = 1) -> dict[str, torch.Tensor]:
     """Write the folder; returns its weights."""
-    config = config or openvla_config()
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    names = config["timm_model_ids"]
-    sizes = [[3, size, size] for size in config["image_sizes"]]
-    preparation = {
-        "image_resize_strategy": config["image_resize_strategy"],
-        "input_sizes": sizes,
-        "interpolations": ["bicubic"] * len(names),
-        "means": [MEANS[name] for name in names],
-        "stds": [STDS[name] for name in names],
-        "use_fused_vision_backbone": config["use_fused_vision_backbone"],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(preparation))
-    _tokenizer().save(str(folder / "tokenizer.json"))
-    weights = random_weights(config)
-    if shards == 1:
-        save_file(weights, folder / "model.safetensors")
-        return weights
-    files = {key: f"model-{i % shards + 1:05d}-of-{shards:05d}.safetensors" for i, key in enumerate(weights)}
-    for file in set(files.values()):
-        save_file({key: value for key, value in weights.items() if files[key] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    return weights
+    return examples.write_openvla(folder, config or openvla_config(), shards)
 
 
 def write_oft(folder: Path, action: int = 7, proprio: int | None = 8, prefix: str = "", step: str = "100") -> None:
@@ -146,13 +106,3 @@ OPENVLA: dict[str, Callable[[Path], str]] = {
     "openvla, as published": lambda folder: f"openvla:{openvla(folder)}",
     "openvla, oft": lambda folder: f"openvla:{oft(folder)}",
 }
-
-
-def _tokenizer() -> Tokenizer:
-    """One token a character, led by BOS; as in the real one, the ids of the actions and of the lone space are never its own."""
-    text = "\n !',.:?abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{letter: 3 + i for i, letter in enumerate(text)}}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return tokenizer

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from policies import ActionSpec
-from policies.bench import bench_sampling, examples
+from policies.bench import bench_sampling
 from policies.config import AutoregressiveConfig, DiffusionConfig, FlowConfig, GaussianConfig
 from policies.contract import DataContract
+from policies.examples import examples
 from tests.policies.families import CAMERAS, VECTORS, make
 from tests.policies.test_conformance import observations
 
