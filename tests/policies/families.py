@@ -16,7 +16,16 @@ import torch
 from data.language import LanguageEncoder
 from data.normalizer import Normalizer
 from policies import Policy, load_policy, observation_spec
-from policies.config import AutoregressiveConfig, DiffusionConfig, EncoderConfig, FlowConfig, GaussianConfig, OpenVLAConfig
+from policies.config import (
+    AutoregressiveConfig,
+    DiffusionConfig,
+    EncoderConfig,
+    FlowConfig,
+    GaussianConfig,
+    OctoConfig,
+    OctoTokensConfig,
+    OpenVLAConfig,
+)
 from policies.contract import DataContract
 from policies.loading import family_class
 from policies.mapped import MappedPolicy
@@ -25,6 +34,7 @@ from policies.remote import RemotePolicy
 from robot_rl.critic import Critic, CriticConfig
 from robot_rl.runtime import PolicyService, ServingSettings
 from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig
+from tests.policies import octo_checkpoints
 from tests.policies.foreign_checkpoints import FOREIGN
 from tests.policies.openvla_checkpoint import OPENVLA, pretrained
 from tests.robot_rl.runtime.processes import Running
@@ -73,6 +83,10 @@ CONFIGS: dict[str, Any] = {
     "flow": FlowConfig(VECTORS, hidden=64),
     "flow, unet": FlowConfig(VECTORS, hidden=64, blocks=2, denoiser="unet"),
     "autoregressive": AutoregressiveConfig(VECTORS, hidden=32, layers=2, heads=2, bins=64),
+    "octo": OctoConfig(OctoTokensConfig(inputs=VECTORS.inputs, language="sentence"), width=32, layers=2, heads=2),
+    "octo, images and a window": OctoConfig(
+        OctoTokensConfig(inputs=CAMERAS.inputs, language="sentence", window=2), width=32, layers=2, heads=2
+    ),
     "openvla": OpenVLAConfig(pretrained=pretrained(), lora_rank=8),
 }
 
@@ -99,8 +113,12 @@ HALF_SCALE = {
         ],
     },
 }
+OCTO: dict[str, Callable[[Path], Path | str]] = {
+    "octo, as published": lambda folder: octo_checkpoints.write(folder / "octo"),
+    "octo, 1.0": lambda folder: octo_checkpoints.write(folder / "octo", old=True),
+}
 MEMBERS: dict[str, Callable[[Any], Policy]] = {
-    **{name: foreign(write) for name, write in {**FOREIGN, **OPENVLA}.items()},
+    **{name: foreign(write) for name, write in {**FOREIGN, **OPENVLA, **OCTO}.items()},
     **{name: lambda store, config=config: make(store, config) for name, config in CONFIGS.items()},
     "mapped": lambda store: MappedPolicy(make(store, SMALL), PolicyMap.from_json(HALF_SCALE, "half scale")),
     "remote": lambda store: RemotePolicy.load(
