@@ -15,8 +15,17 @@ import torch
 from data.errors import InputError
 from data.language import LanguageEncoder
 from data.normalizer import Normalizer
+from data.statistics import compute_statistics
 from policies.base import ActionSpec, ObservationSpec, Policy
-from policies.config import AutoregressiveConfig, DiffusionConfig, EncoderConfig, FlowConfig, GaussianConfig
+from policies.config import (
+    AutoregressiveConfig,
+    DiffusionConfig,
+    EncoderConfig,
+    FlowConfig,
+    GaussianConfig,
+    OctoConfig,
+    OctoTokensConfig,
+)
 from policies.contract import DataContract
 
 DINO, SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
@@ -32,6 +41,9 @@ def examples(families: Sequence[str] = ()) -> dict[str, Callable[[], Policy]]:
         "diffusion": lambda: _ours(DiffusionConfig(_CAMERA, chunk=16, denoiser="unet", hidden=128)),
         "flow": lambda: _ours(FlowConfig(_CAMERA, chunk=16, denoiser="unet", hidden=128)),
         "autoregressive": lambda: _ours(AutoregressiveConfig(_CAMERA, hidden=256, layers=6, heads=8)),
+        "octo": lambda: _ours(
+            OctoConfig(OctoTokensConfig(("image_primary",), language="sentence", window=2), size="small"), 256
+        ),
         "openvla": _openvla,
     }
     for family in families:
@@ -40,8 +52,8 @@ def examples(families: Sequence[str] = ()) -> dict[str, Callable[[], Policy]]:
     return {name: build for name, build in builders.items() if not families or name in families}
 
 
-def _ours(config: Any) -> Policy:
-    """For a 128x128 camera, seven numbers of proprioception and seven of action."""
+def _ours(config: Any, pixels: int = 128) -> Policy:
+    """For a square camera, seven numbers of proprioception and seven of action."""
     from policies.loading import family_class
 
     torch.manual_seed(0)
@@ -49,7 +61,16 @@ def _ours(config: Any) -> Policy:
     spec = ActionSpec((*"xyzabc", "gripper"), ("1",) * 7, (-1.0,) * 7, (1.0,) * 7, "made_up", 5.0, config.chunk)
     language = LanguageEncoder("dataset", {ObservationSpec().instruction: np.ones(384, np.float32)})
     unit = Normalizer(0 * one, one)
-    contract = DataContract(spec, unit, {"proprio": unit}, {"image_primary": (128, 128)}, language, ("made up",))
+    statistics = compute_statistics(np.random.default_rng(0).uniform(-1, 1, (100, 7)))
+    contract = DataContract(
+        spec,
+        unit,
+        {"proprio": unit},
+        {"image_primary": (pixels, pixels)},
+        language,
+        ("made up",),
+        statistics={"action": statistics},
+    )
     return family_class(config.family).create(config, contract).eval()
 
 
