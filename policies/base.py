@@ -118,6 +118,18 @@ class HasLogProb(Protocol):
         ...
 
 
+class SamplesOnceEncoded:
+    """`sample` and `reset` of policies that are `Encodes` and remember nothing."""
+
+    def reset(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        own: Any = self
+        return own.sample_encoded(own.encode(observations), num_samples, generator)
+
+
 ABILITIES: Mapping[str, str] = {"sample": "sample", "encode once": "encode", "loss": "loss", "log-prob": "log_prob"}
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from data.errors import InputError
-from policies.base import ActionSpec, Observations, ObservationSpec
+from policies.base import ActionSpec, Observations, ObservationSpec, SamplesOnceEncoded
 from policies.checkpoint import read_config, read_tensors
-from policies.foreign import camera_names, check_finite, entry, load_weights, pictures, vector
+from policies.formats.foreign import camera_names, check_finite, entry, load_weights, pictures, vector
 from policies.history import windowed
-from policies.stanford_models import UNUSED, Encoding, StanfordDiffusion
+from policies.networks.stanford import UNUSED, Encoding, StanfordDiffusion
 
 _UNCLIPPED = 2.0  # Bound of normalised actions where the scheduler clips none: twice the range of the data.
 
@@ -42,7 +42,7 @@ class Affine(nn.Module):
         return ((x.reshape(-1, len(self.scale)) - self.offset) / self.scale).reshape(x.shape)
 
 
-class StanfordPolicy(nn.Module):
+class StanfordPolicy(SamplesOnceEncoded, nn.Module):
     """See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps of history."""
 
     family = "diffusion_policy"
@@ -109,15 +109,8 @@ class StanfordPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.low.device
 
-    def reset(self) -> None:
-        pass
-
     def encode(self, observations: Observations) -> Encoding:
         return self.model.encode(self._inputs(observations))
-
-    @torch.no_grad()
-    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.sample_encoded(self.encode(observations), num_samples, generator)
 
     @torch.no_grad()
     def sample_encoded(self, encoding: Encoding, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:

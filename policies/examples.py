@@ -74,7 +74,7 @@ def _ours(config: Any, pixels: int = 128) -> Policy:
     return family_class(config.family).create(config, contract).eval()
 
 
-def _openvla() -> Policy:
+def _openvla() -> Any:
     """24 million parameters, 225 patches and 55 tokens of prompt before the seven of an action."""
     from policies.openvla import OpenVLAPolicy
 
@@ -94,7 +94,7 @@ def _openvla() -> Policy:
     }
     with tempfile.TemporaryDirectory() as folder:
         write_openvla(Path(folder) / "openvla", config)
-        policy = OpenVLAPolicy.load(Path(folder) / "openvla")
+        policy: Any = OpenVLAPolicy.load(Path(folder) / "openvla")
     policy.observation_spec = replace(policy.observation_spec, instruction="rotate")
     return policy
 

@@ -17,17 +17,17 @@ import torch
 from torch import nn
 
 from data.errors import InputError
-from policies.base import ActionSpec, Observations, ObservationSpec, Policy
+from policies.base import ActionSpec, Observations, ObservationSpec, Policy, SamplesOnceEncoded
 from policies.checkpoint import read_config, read_tensors
-from policies.foreign import entry, load_weights, pictures, vector
+from policies.formats.foreign import entry, load_weights, pictures, vector
+from policies.formats.lerobot import ACTION, Feature, Normalization, read_features, read_normalization
 from policies.history import windowed
-from policies.lerobot_format import ACTION, Feature, Normalization, read_features, read_normalization
-from policies.lerobot_models import LeRobotACT, LeRobotDiffusion
+from policies.networks.lerobot import LeRobotACT, LeRobotDiffusion
 
 _LATENTS = ("zero", "prior")
 
 
-class LeRobotPolicy(nn.Module):
+class LeRobotPolicy(SamplesOnceEncoded, nn.Module):
     """See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps of history."""
 
     family = "lerobot"
@@ -83,7 +83,7 @@ class LeRobotPolicy(nn.Module):
                 f"{location / 'config.json'}: has no 'type', so it is no LeRobot policy, or older than LeRobot 0.1"
             )
         if kind not in ("diffusion", "act"):
-            from policies.lerobot_package import LeRobotPackagePolicy
+            from policies.formats.lerobot_package import LeRobotPackagePolicy
 
             return LeRobotPackagePolicy.load(location, device, kind)
         features = read_features(config, location / "config.json")
@@ -120,15 +120,8 @@ class LeRobotPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.low.device
 
-    def reset(self) -> None:
-        pass
-
     def encode(self, observations: Observations) -> Any:
         return self.model.encode(self._normalized(self._tensors(observations)))
-
-    @torch.no_grad()
-    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.sample_encoded(self.encode(observations), num_samples, generator)
 
     @torch.no_grad()
     def sample_encoded(self, encoding: Any, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -17,11 +17,13 @@ from torch import nn
 
 from data.errors import InputError
 from data.normalizer import Normalizer
-from policies import octo_format
-from policies.base import ActionSpec, Observations, ObservationSpec
+from policies.base import ActionSpec, Observations, ObservationSpec, SamplesOnceEncoded
 from policies.checkpoint import read_config, read_tensors, resolve_checkpoint
 from policies.config import OctoConfig, OctoTokensConfig
 from policies.contract import DataContract
+from policies.formats import octo as octo_format
+from policies.formats.octo_layout import adapted_layout, new_layout
+from policies.formats.octo_weights import load_parameters
 from policies.history import MASK, windowed
 from policies.networks.encoder import vector_features
 from policies.networks.lanczos import lanczos3
@@ -38,8 +40,6 @@ from policies.networks.text_tokens import (
     read_tokenizer,
     t5,
 )
-from policies.octo_layout import adapted_layout, new_layout
-from policies.octo_weights import load_parameters
 from policies.open_x import open_x_spec
 
 _INSTRUCTION_TOKENS = 16
@@ -47,7 +47,7 @@ _BOUND = 5.0  # Normalised actions beyond it are clipped.
 _PRESENT, _TEXT = "present_", "text/"
 
 
-class OctoPolicy(nn.Module):
+class OctoPolicy(SamplesOnceEncoded, nn.Module):
     """See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps, D features."""
 
     family = "octo"
@@ -197,16 +197,9 @@ class OctoPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.low.device
 
-    def reset(self) -> None:
-        pass
-
     def encode(self, observations: Observations) -> torch.Tensor:
         """The pooled readout of the newest step [B,D]; of a discrete head, its logits."""
         return self.head.pool(self.transformer(self.tensors(observations), self.head.readout)[:, -1])
-
-    @torch.no_grad()
-    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.sample_encoded(self.encode(observations), num_samples, generator)
 
     @torch.no_grad()
     def sample_encoded(

@@ -19,16 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from data.errors import InputError
-from policies.base import ActionSpec, Observations, ObservationSpec, Policy
+from policies.base import ActionSpec, Observations, ObservationSpec, Policy, SamplesOnceEncoded
 from policies.checkpoint import read_config, read_tensors
 from policies.config import CameraConfig, OpenVLAConfig
 from policies.contract import DataContract
-from policies.history import latest
-from policies.networks.oft import is_oft
-from policies.networks.prismatic import Prismatic, load_prismatic
-from policies.networks.shared_prefix import Prefix, hidden_states, prefill, sample_tokens, score_tokens
-from policies.open_x import open_x_spec
-from policies.openvla_format import (
+from policies.formats.openvla import (
     PictureProcessor,
     Prompter,
     Range,
@@ -38,12 +33,17 @@ from policies.openvla_format import (
     read_range,
     read_statistics,
 )
+from policies.history import latest
+from policies.networks.oft import is_oft
+from policies.networks.prismatic import Prismatic, load_prismatic
+from policies.networks.shared_prefix import Prefix, hidden_states, prefill, sample_tokens, score_tokens
+from policies.open_x import open_x_spec
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STOP = 2  # `</s>`, which training appends to every action
 
 
-class OpenVLAPolicy(nn.Module):
+class OpenVLAPolicy(SamplesOnceEncoded, nn.Module):
     """OpenVLA, which draws an action token by token, and OpenVLA-OFT, which regresses a chunk.
 
     See policies.base: Policy, Encodes, Trainable, HasLogProb. Axes: B batch, K samples, H chunk, A action, V action tokens.
@@ -238,16 +238,9 @@ class OpenVLAPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.values.device
 
-    def reset(self) -> None:
-        pass
-
     def encode(self, observations: Observations) -> Prefix:
         embeddings, mask, _ = self._sequence(observations)
         return prefill(self.model.decoder, embeddings, mask)
-
-    @torch.no_grad()
-    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.sample_encoded(self.encode(observations), num_samples, generator)
 
     @torch.no_grad()
     def sample_encoded(self, encoding: Prefix, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:

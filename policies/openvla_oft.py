@@ -15,19 +15,19 @@ import torch
 from torch import nn
 
 from data.errors import InputError
-from policies.base import Observations, ObservationSpec
+from policies.base import Observations, ObservationSpec, SamplesOnceEncoded
+from policies.formats.openvla import PictureProcessor, Prompter, read_pixels, read_prompts, read_range
 from policies.history import latest
 from policies.networks.oft import load_action_head, load_proprio_projector, side_file
 from policies.networks.prismatic import Prismatic
 from policies.networks.shared_prefix import hidden_states
 from policies.open_x import open_x_spec
-from policies.openvla_format import PictureProcessor, Prompter, read_pixels, read_prompts, read_range
 
 _STOP = 2  # `</s>`, which stands after the placeholders as it did after the actions of training
 _SLACK = 1e-8  # what the original adds to a range when it un-normalises
 
 
-class OFTPolicy(nn.Module):
+class OFTPolicy(SamplesOnceEncoded, nn.Module):
     """Regresses a chunk in one pass, so the K samples are K copies.
 
     See policies.base: Policy, Encodes, Trainable. Axes as in policies.openvla.OpenVLAPolicy.
@@ -95,9 +95,6 @@ class OFTPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
-    def reset(self) -> None:
-        pass
-
     def encode(self, observations: Observations) -> torch.Tensor:
         """Normalised chunks [B,H,A]."""
         spec, seen = self.action_spec, latest(observations)
@@ -114,10 +111,6 @@ class OFTPolicy(nn.Module):
         where = (starts - 1)[:, None] + torch.arange(spec.chunk * spec.dim, device=starts.device)
         read = torch.take_along_dim(hidden, where[..., None].to(hidden.device), dim=1).to(self.device)
         return self.head(read.float().unflatten(1, (spec.chunk, spec.dim)).flatten(2))
-
-    @torch.no_grad()
-    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.sample_encoded(self.encode(observations), num_samples, generator)
 
     @torch.no_grad()
     def sample_encoded(

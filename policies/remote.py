@@ -14,8 +14,8 @@ import torch
 
 from data.errors import InputError
 from policies.base import ActionSpec, Observations, ObservationSpec
-from policies.connection import BackgroundLoop, PolicyServer, ServerError, open_server
 from policies.history import MASK, has_window, latest, windowed
+from policies.protocol.connection import BackgroundLoop, PolicyServer, ServerError, open_server
 
 # Not the name that a server of ours reads its own key from: that one is not for others.
 REMOTE_API_KEY = "ROBOT_RL_REMOTE_API_KEY"

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from policies.base import ActionSpec, Observations, ObservationSpec
+from policies.base import ActionSpec, Observations, ObservationSpec, SamplesOnceEncoded
 from policies.config import config_from_json
 from policies.contract import DataContract, load_trained
 from policies.history import latest
 from policies.networks.encoder import ObservationEncoder
 
 
-class TrainedPolicy(nn.Module):
+class TrainedPolicy(SamplesOnceEncoded, nn.Module):
     """See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, Z features."""
 
     config_type: ClassVar[Any]
@@ -72,9 +72,6 @@ class TrainedPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.low.device
 
-    def reset(self) -> None:
-        pass
-
     def loss(
         self,
         observations: Observations,
@@ -88,10 +85,6 @@ class TrainedPolicy(nn.Module):
     def encode(self, observations: Observations) -> torch.Tensor:
         """z [B,Z]."""
         return self.encoder(self.encoder.tensors(latest(observations)))
-
-    @torch.no_grad()
-    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.sample_encoded(self.encode(observations), num_samples, generator)
 
     @torch.no_grad()
     def sample_encoded(

@@ -12,7 +12,7 @@ from data.errors import InputError
 from policies.base import ActionSpec
 from policies.maps.fields import Fields
 from policies.maps.grippers import StickyGripper
-from policies.rotations import convert, from_quaternion, inverse, multiply, representation_size, to_quaternion
+from policies.maps.rotations import convert, from_quaternion, inverse, multiply, representation_size, to_quaternion
 
 Grippers = Mapping[str, StickyGripper]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.errors import InputError
 from policies.maps.fields import Fields
-from policies.rotations import convert, representation_size
+from policies.maps.rotations import convert, representation_size
 
 LAYOUTS = ("HWC", "CHW")
 # (lowest, highest) of float pictures.

@@ -79,6 +79,8 @@ class DiffusionHead(Head):
         time, hidden = int(kwargs.get("time_dim", 32)), int(kwargs.get("hidden_dim", 256))
         self.steps, self.draws = int(kwargs.get("diffusion_steps", 20)), int(kwargs.get("n_diffusion_samples", 1))
         self.l1 = kwargs.get("loss_type", "mse") == "l1"
+        # Ours only: near pure noise the slightest error of the prediction is a wild action, which a small network cannot undo.
+        self.clip_clean = bool(kwargs.get("clip_clean", False))
         self.size = self.horizon * self.actions
         self.frequencies = nn.Parameter(torch.zeros(time // 2, 1))
         self.time = nn.ModuleList([nn.Linear(time, 2 * time), nn.Linear(2 * time, time)])
@@ -113,6 +115,10 @@ class DiffusionHead(Head):
         for step, noise in zip(range(self.steps - 1, -1, -1), noises, strict=True):
             spread = (1 - self.alpha_bars[step]).sqrt()
             predicted = self.predict(x, of_z[:, None], of_time[step])
+            if self.clip_clean:
+                root = self.alpha_bars[step].sqrt()
+                clean = ((x - spread * predicted) / root).clamp(-self.bound, self.bound)
+                predicted = (x - root * clean) / spread
             x = (x - (1 - alphas[step]) / spread * predicted) / alphas[step].sqrt()
             if step:
                 x = x + self.betas[step].sqrt() * noise

@@ -32,7 +32,7 @@ class ConvertPolicy:
         )
         if not self.yes and not self._confirmed():
             raise InputError(f"{self.checkpoint}: not opened, nothing written")
-        from policies.stanford_checkpoint import convert_checkpoint
+        from policies.formats.stanford_checkpoint import convert_checkpoint
 
         made = convert_checkpoint(self.checkpoint, self.out, self.overwrite)
         for name in made.replaced:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from policies.base import ActionSpec, Observations, ObservationSpec
-from policies.wire import pack
+from policies.protocol.wire import pack
 from robot_rl.runtime.policy_service import PolicyService
 from robot_rl.runtime.server import ServingSettings, run_service
 

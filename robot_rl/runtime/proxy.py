@@ -24,7 +24,7 @@ import torch
 
 from data.errors import InputError
 from policies.base import ActionSpec, Observations, ObservationSpec
-from policies.connection import PolicyServer, RestServer, ServerError, open_server
+from policies.protocol.connection import PolicyServer, RestServer, ServerError, open_server
 from policies.remote import latest_proprio, spec_from_json, spec_to_json
 from robot_rl.critic import Critic
 from robot_rl.runtime.policy_service import checked

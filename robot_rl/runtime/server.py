@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from data.errors import InputError
-from policies.wire import pack, unpack
+from policies.protocol.wire import pack, unpack
 
 _log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from policies.lerobot_format import read_features
-from policies.lerobot_models import LeRobotACT, LeRobotDiffusion
-from policies.stanford_checkpoint import convert_checkpoint
-from policies.stanford_models import StanfordDiffusion
+from policies.formats.lerobot import read_features
+from policies.formats.stanford_checkpoint import convert_checkpoint
+from policies.networks.lerobot import LeRobotACT, LeRobotDiffusion
+from policies.networks.stanford import StanfordDiffusion
 
 CAMERA, WRIST, STATE, ENVIRONMENT = (
     "observation.images.top",

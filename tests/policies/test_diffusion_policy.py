@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from data.errors import InputError
 from policies.base import Encodes, Policy, Trainable
 from policies.diffusion_policy import StanfordPolicy
+from policies.formats.stanford_checkpoint import convert_checkpoint
 from policies.history import MASK
-from policies.stanford_checkpoint import convert_checkpoint
 from robot_rl.commands.convert_policy import ConvertPolicy
 from tests.policies import foreign_checkpoints as made
 

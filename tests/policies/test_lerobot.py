@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from data.errors import InputError
 from data.torchvision_repair import repair_torchvision
 from policies.base import Encodes, Policy, Trainable, observation_spec
+from policies.formats.lerobot import Normalization
 from policies.history import MASK
 from policies.lerobot import LeRobotPolicy
-from policies.lerobot_format import Normalization
 from policies.networks.act import ACTConfig, Layer, map_positions
 from policies.networks.denoising_transformer import TransformerForDiffusion
 from policies.networks.unet1d import ConditionalUnet1D

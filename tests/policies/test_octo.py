@@ -394,6 +394,18 @@ def test_dimensions_that_a_robot_lacks_are_noise_as_in_training():
     assert (x[..., :3] - expected[..., :3]).abs().min() > 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("clip", "wild"), [(False, True), (True, False)])
+def test_a_prediction_that_errs_is_no_wild_step_where_trained_here(clip, wild):
+    """Off by a tenth at pure noise, where the noise is all there is: the second step should still see something like noise."""
+    torch.manual_seed(0)
+    head, seen = DiffusionHead({"readout_key": "readout_action", **DIMS, "clip_clean": clip}, 8), []
+    head.predict = lambda x, *_: (seen.append(x), x + 0.1 * torch.randn_like(x))[1]
+    noises = torch.randn(21, 64, 1, 15)
+    head.denoise(torch.zeros(64, 8), noises[0], noises[1:], 5)
+    assert (seen[1].std() > 2) == wild
+
+
 TOKENS = {
     "vectors": OctoTokensConfig(("state", "proprio"), language="sentence"),
     "images and history": OctoTokensConfig(("image_primary", "proprio"), window=2),

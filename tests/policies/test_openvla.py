@@ -22,11 +22,11 @@ from policies.base import ActionSpec
 from policies.checkpoint import save_checkpoint
 from policies.config import OpenVLAConfig
 from policies.contract import DataContract
+from policies.formats.openvla import PictureProcessor, Prompter, Range
 from policies.loading import load_policy
 from policies.networks.prismatic import build, check_keys, is_unused, to_theirs
 from policies.networks.shared_prefix import sample_tokens
 from policies.openvla import OpenVLAPolicy
-from policies.openvla_format import PictureProcessor, Prompter, Range
 from robot_rl.behaviour_cloning import CloningLearner
 from robot_rl.config import CloningConfig
 from tests.policies.openvla_checkpoint import DINO, SIGLIP, openvla_config, statistics, write_oft, write_openvla

@@ -19,8 +19,8 @@ from data.errors import InputError
 from policies import Policy, load_policy
 from policies.base import ActionSpec, ObservationSpec
 from policies.maps import load_map
+from policies.protocol.wire import pack, pack_json, unpack, unpack_json
 from policies.remote import RemotePolicy
-from policies.wire import pack, pack_json, unpack, unpack_json
 from robot_rl.runtime import PolicyService
 from robot_rl.steering import SteeredPolicy, SteeringConfig
 from tests.policies.families import CONFIGS, critic_for, make

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
-from policies.rotations import angle_between, convert, from_quaternion, inverse, multiply, representation_size, to_quaternion
+from policies.maps.rotations import (
+    angle_between,
+    convert,
+    from_quaternion,
+    inverse,
+    multiply,
+    representation_size,
+    to_quaternion,
+)
 
 EULER = [
     f"euler_{''.join(axes)}"

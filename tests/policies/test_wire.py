@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data.errors import InputError
-from policies.wire import pack, pack_json, unpack, unpack_json
+from policies.protocol.wire import pack, pack_json, unpack, unpack_json
 
 # Of `{"actions": float32 [[0, 1]]}`, as openpi's own client writes it.
 GOLDEN = bytes.fromhex(

@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from data.errors import InputError
 from policies.base import ActionSpec, ObservationSpec
-from policies.wire import pack, pack_json, unpack, unpack_json
+from policies.protocol.wire import pack, pack_json, unpack, unpack_json
 from robot_rl.config import TrainingConfig
 from robot_rl.critic import CriticConfig
 from robot_rl.recipes import train_critic

@@ -19,7 +19,7 @@ from data.errors import InputError
 from policies import load_policy
 from policies.base import ActionSpec, ObservationSpec
 from policies.config import DiffusionConfig
-from policies.wire import pack, unpack
+from policies.protocol.wire import pack, unpack
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.critic import CriticConfig
 from robot_rl.recipes import train_critic, train_policy

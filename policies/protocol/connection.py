@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from data.errors import InputError
-from policies.wire import pack, pack_json, unpack, unpack_json
+from policies.protocol.wire import pack, pack_json, unpack, unpack_json
 
 MAX_REPLY, _MAX_JSON = 64 << 20, 16 << 20
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data.errors import InputError
-from policies.denoising import Denoising
+from policies.networks.denoising import Denoising
 from policies.networks.denoising_transformer import TransformerForDiffusion
 from policies.networks.unet1d import ConditionalUnet1D
 from policies.networks.visual import ResNet, SpatialSoftmax, cropped, feature_size, named_as_sequence

@@ -42,6 +42,7 @@ def new_layout(config: OctoConfig, contract: DataContract, language: tuple[int, 
         "hidden_dim": hidden,
         "diffusion_steps": config.diffusion_steps,
         "n_diffusion_samples": config.noise_draws,
+        "clip_clean": True,
     }
     model = {
         "observation_tokenizers": tokenizers,
@@ -101,6 +102,7 @@ def adapted_layout(
         "action_horizon": config.chunk,
         "action_dim": contract.action_spec.dim,
         "n_diffusion_samples": config.noise_draws,
+        "clip_clean": True,
     }
     model["heads"] = {"action": head}
     images = {key: size for key, size in old.images.items() if key in contract.images}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from data.errors import InputError
-from policies.foreign import load_weights
+from policies.formats.foreign import load_weights
 from policies.networks.octo_transformer import Attention, Layout
 
 _TEXT = "octo_transformer/task_tokenizers_language/hf_model/"

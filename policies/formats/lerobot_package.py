@@ -17,8 +17,8 @@ from data.errors import InputError
 from data.torchvision_repair import repair_torchvision
 from policies.base import ActionSpec, Observations, ObservationSpec
 from policies.checkpoint import read_config
+from policies.formats.lerobot import ACTION, Feature, action_bounds, read_features
 from policies.history import windowed
-from policies.lerobot_format import ACTION, Feature, action_bounds, read_features
 
 _VERSION = "0.4.4"
 

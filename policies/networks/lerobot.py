@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from data.errors import InputError
-from policies.denoising import Denoising
-from policies.lerobot_format import ACTION, STATE, Feature
+from policies.formats.lerobot import ACTION, STATE, Feature
 from policies.networks.act import ACT, ACTConfig
+from policies.networks.denoising import Denoising
 from policies.networks.unet1d import ConditionalUnet1D
 from policies.networks.visual import Norm, ResNet, SpatialSoftmax, cropped, feature_size, named_as_sequence
 

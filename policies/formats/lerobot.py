@@ -17,7 +17,7 @@ from torch import nn
 
 from data.errors import InputError
 from policies.checkpoint import read_tensors
-from policies.foreign import camera_names
+from policies.formats.foreign import camera_names
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
 # Statistics that a mode needs: the two values that become 0 and 1, or -1 and 1.

@@ -1,0 +1,1 @@
+"""Other people's checkpoint formats: settings, normalisation, weights and their names. Import the modules."""
