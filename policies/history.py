@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from policies.base import Observations
 
@@ -61,6 +62,12 @@ def windowed(observations: Observations, window: int) -> dict[str, Any]:
     elif missing < 0:
         given = {key: value[:, -window:] if has_window(key) or key == MASK else value for key, value in given.items()}
     return given
+
+
+def to_tensor(value: Any) -> torch.Tensor:
+    """A numpy entry as a tensor that shares its memory; copied where it may not be written, as entries off a socket."""
+    array = np.asarray(value)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def latest(observations: Observations) -> Observations:

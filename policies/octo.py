@@ -24,7 +24,7 @@ from policies.contract import DataContract
 from policies.formats import octo as octo_format
 from policies.formats.octo_layout import adapted_layout, new_layout
 from policies.formats.octo_weights import load_parameters
-from policies.history import MASK, windowed
+from policies.history import MASK, to_tensor, windowed
 from policies.networks.encoder import vector_features
 from policies.networks.lanczos import lanczos3
 from policies.networks.octo_heads import Head, make_head
@@ -275,13 +275,13 @@ class OctoPolicy(SamplesOnceEncoded, nn.Module):
             shape = "(B, T, height, width, 3)" if axes == 5 else "(B, height, width, 3)"
             raise InputError(f"the observation's {key!r} is {array.dtype} {array.shape}, not uint8 {shape}")
         size = self.layout.images.get(key) or next(iter(self.layout.images.values()))
-        return lanczos3(torch.as_tensor(array, device=self.device), size)
+        return lanczos3(to_tensor(array).to(self.device), size)
 
     def _vector(self, value: Any, key: str) -> torch.Tensor:
         array, size = np.asarray(value, np.float32), self.layout.vectors[key]
         if array.ndim != 3 or array.shape[2] != size:
             raise InputError(f"the observation's {key!r} has shape {array.shape}; this policy was trained on (B, T, {size})")
-        tensor, normalizer = torch.as_tensor(array, device=self.device), self.normalizers[key]
+        tensor, normalizer = to_tensor(array).to(self.device), self.normalizers[key]
         own = any(isinstance(module, VectorTokenizer) and key in module.keys for module in self.transformer.tokenizers.values())
         return vector_features(tensor, normalizer) if own else normalizer.normalize(tensor)
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from data.errors import InputError
+from policies.history import to_tensor
 from policies.networks.visual import resized
 
 _WRIST = ("wrist", "eye_in_hand")
@@ -30,7 +30,7 @@ def entry(observations: Mapping[str, Any], ours: str, theirs: str, device: torch
     if ours not in observations:
         keys = ", ".join(sorted(observations))
         raise InputError(f"the observation lacks {ours!r}, which is the policy's {theirs!r} (it has {keys})")
-    return torch.as_tensor(np.asarray(observations[ours]), device=device)
+    return to_tensor(observations[ours]).to(device)
 
 
 def pictures(value: torch.Tensor, shape: Sequence[int], name: str) -> torch.Tensor:

@@ -18,6 +18,7 @@ from data.normalizer import Normalizer
 from policies.base import Observations
 from policies.config import EncoderConfig, ImageEncoderName
 from policies.contract import DataContract
+from policies.history import to_tensor
 
 _RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "resnet_small": ((1, 1, 1, 1), (32, 64, 128, 128)),
@@ -112,9 +113,7 @@ class ObservationEncoder(nn.Module):
                 raise InputError(
                     f"the observation lacks {key!r}, which this model was trained on (it has {sorted(observations)})"
                 )
-            array = np.asarray(observations[key])
-            # torch shares memory with what it may write only; observations off a socket may not be written.
-            value = torch.as_tensor(array if array.flags.writeable else array.copy()).to(device)
+            value = to_tensor(observations[key]).to(device)
             if key in self.image_keys:
                 image = value.permute(0, 3, 1, 2).float() / 127.5 - 1
                 if tuple(image.shape[2:]) != tuple(self.contract.images[key]):
