@@ -48,4 +48,4 @@ def test_the_readmes_family_is_one_file_and_one_line(tmp_path, monkeypatch):
     }
     actions = steered.sample(seen, 1, torch.Generator().manual_seed(0))
     assert actions.shape == (2, 1, 3, 2)
-    assert len(code.splitlines()) <= 42
+    assert len(code.splitlines()) <= 30
