@@ -98,6 +98,16 @@ def test_a_batch_is_its_observations_one_by_one(policy):
     assert ((together.mean(1) - alone.mean(1)).abs() / spread).max() < 6 * (2 / 64) ** 0.5
 
 
+def test_k_samples_are_drawn_as_k_calls_draw(policy):
+    """One call's samples have the spread and the mean of so many calls' single ones."""
+    seen, g = observations(policy, 1), generator(0)
+    together = policy.sample(seen, 48, g)[0]
+    calls = torch.cat([policy.sample(seen, 1, g)[0] for _ in range(48)])
+    spread = torch.maximum(together.std(0), calls.std(0)) + 1e-5
+    assert ((together.mean(0) - calls.mean(0)).abs() / spread).max() < 6 * (2 / 48) ** 0.5
+    assert float(together.std(0).mean()) == pytest.approx(float(calls.std(0).mean()), rel=0.35, abs=1e-5)
+
+
 def test_observations_are_not_changed(policy):
     seen = observations(policy, 2)
     before = {key: value.copy() if isinstance(value, np.ndarray) else list(value) for key, value in seen.items()}
