@@ -43,7 +43,10 @@ class Affine(nn.Module):
 
 
 class StanfordPolicy(SamplesOnceEncoded, nn.Module):
-    """See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps of history."""
+    """Stanford's diffusion_policy, once `robot-rl convert-policy` has converted it.
+
+    See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps of history.
+    """
 
     family = "diffusion_policy"
     low: torch.Tensor

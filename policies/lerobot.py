@@ -28,7 +28,10 @@ _LATENTS = ("zero", "prior")
 
 
 class LeRobotPolicy(SamplesOnceEncoded, nn.Module):
-    """See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps of history."""
+    """LeRobot's diffusion and ACT policies; its other policies through the package lerobot.
+
+    See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps of history.
+    """
 
     family = "lerobot"
     low: torch.Tensor

@@ -48,7 +48,10 @@ _PRESENT, _TEXT = "present_", "text/"
 
 
 class OctoPolicy(SamplesOnceEncoded, nn.Module):
-    """See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps, D features."""
+    """Octo 1.0 and 1.5 as published, or trained here: a transformer over tokens with a diffusion head.
+
+    See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, T steps, D features.
+    """
 
     family = "octo"
     config_type = OctoConfig

@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Policies:
-    """List the families of policies: what each can do, and the options of its spec `family:path?option=value`."""
+    """List the families of policies: what each can do, and the options of its spec `family:path?option=value`.
+
+    Every family has the option `map` too, which says what a foreign policy's actions mean.
+    """
 
     json: Path | None = None  # where to write the list
 
