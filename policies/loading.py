@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 from data.errors import InputError
 from policies.base import Policy
 from policies.checkpoint import latest_checkpoint, read_config
+from policies.device import device_of
 
 # A family is a class with `load(location, device, *, options...)`, and `recognizes(path)` where its checkpoints are not of our own
 # making. Adding one is its file and a line here.
@@ -45,6 +46,7 @@ def load_policy(spec: Path | str, device: str = "cpu") -> Policy:
     The option `map`, a preset or a file, says what a foreign policy's actions mean; every family has it (policies/maps.py).
     """
     given, location, options = parse_spec(str(spec))
+    device = str(device_of(device))
     place = _place(location)
     found = "remote" if isinstance(place, str) else _recognize(place)
     if given and found and given != found:
@@ -91,7 +93,9 @@ def policy_digest(spec: Path | str) -> str:
 
 
 def parse_spec(spec: str) -> tuple[str | None, str, dict[str, str]]:
-    """`[family:]location[?option=value&...]` -> family or None, location, options."""
+    """`[family:]location[?option=value&...]` -> family or None, location, options. What exists by the whole name is that."""
+    if spec and Path(spec).exists():
+        return None, spec, {}
     location, _, query = spec.partition("?")
     head, colon, rest = location.partition(":")
     options = dict(parse_qsl(query, keep_blank_values=True))
@@ -116,9 +120,12 @@ def _place(location: str) -> Path | str:
     if location.startswith(_REMOTE):
         return location
     path = _download(location.removeprefix(_HUB)) if location.startswith(_HUB) else Path(location)
-    if not path.exists():
+    family, colon, _ = location.partition(":")
+    if colon and family.isidentifier() and not path.exists():
+        raise InputError(f"{family!r}: no such family of policies; there are {', '.join(FAMILIES)}")
+    if not location or not path.exists():
         raise InputError(
-            f"{path}: there is no such checkpoint; give a folder, a file, {_HUB}owner/name, or a server as ws://host:port"
+            f"{location!r}: there is no such checkpoint; give a folder, a file, {_HUB}owner/name, or a server as ws://host:port"
         )
     return latest_checkpoint(path) or path if path.is_dir() else path
 

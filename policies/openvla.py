@@ -169,6 +169,8 @@ class OpenVLAPolicy(SamplesOnceEncoded, nn.Module):
         folder = config.pretrained
         if not folder.is_dir():
             raise InputError(f"--pretrained {folder}: there is no such folder; give that of an OpenVLA checkpoint")
+        if not cls.recognizes(folder):
+            raise InputError(f"--pretrained {folder}: holds no OpenVLA checkpoint, whose config.json has model_type openvla")
         if is_oft(folder):
             raise InputError(f"--pretrained {folder}: is an OFT checkpoint, which draws no tokens; give an OpenVLA one")
         model = load_prismatic(folder, read_openvla_config(folder), "cpu", precision)

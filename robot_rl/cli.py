@@ -23,7 +23,7 @@ from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
 from robot_rl.commands.policies import Policies
 from robot_rl.commands.serve import Serve
-from robot_rl.commands.train import TrainCritic, train_policy_command
+from robot_rl.commands.train import TrainCritic, TrainPolicy, train_policy_command
 
 Commands = TypeVar("Commands")
 
@@ -76,8 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
     # Before torch is imported: threads that spin while they wait cost 10x on a machine that is busy otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    command: Any = None
     try:
-        command: Any = tyro.cli(
+        command = tyro.cli(
             _command(sys.argv[1:] if arguments is None else arguments),
             prog="robot-rl",
             args=arguments,
@@ -96,7 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"{error.filename or 'disk'}: {error.strerror}; nothing that was complete is lost, make room or choose another path"
         )
     except KeyboardInterrupt:
-        print("stopped; the same command resumes", file=sys.stderr)
+        resumes = isinstance(command, (Demo, Evaluate, TrainCritic, TrainPolicy))
+        print("stopped; the same command resumes" if resumes else "stopped", file=sys.stderr)
         return 130
     return 0
 

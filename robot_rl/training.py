@@ -21,6 +21,7 @@ import torch
 from data.errors import InputError
 from policies.checkpoint import latest_checkpoint, read_config, read_tensors, save_checkpoint
 from policies.contract import DataContract
+from policies.device import device_of
 from robot_rl.config import TrainingConfig
 
 
@@ -58,7 +59,7 @@ def train(
     draw: (generator, batch size) -> batch. Raises InputError when the folder holds a run with other settings, or when the loss is no
     longer finite.
     """
-    device = _device(config.device)
+    device = device_of(config.device)
     with _locked(run):
         identity = {
             **learner.to_json(),
@@ -118,15 +119,6 @@ def _locked(run: Path) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"{run}: another process is training here; wait for it, or choose another --out") from None
         yield
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not available here ({str(error).splitlines()[0]}); use cpu") from error
 
 
 def _resume(learner: Learner, run: Path, identity: dict[str, Any]) -> int:

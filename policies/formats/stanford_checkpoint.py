@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from data.atomic import replacing
 from data.errors import InputError
@@ -99,12 +99,15 @@ def convert_checkpoint(checkpoint: Path, out: Path, overwrite: bool = False) -> 
         source = "ema_model" if (config.get("training") or {}).get("use_ema") else "model"
         weights = {str(key): value for key, value in states[source].items() if isinstance(value, torch.Tensor)}
     except (KeyError, TypeError, AttributeError) as error:
+        lacks = error if isinstance(error, KeyError) else "cfg and state_dicts"
         raise InputError(
-            f"{checkpoint}: has no {error}; it is not a checkpoint that diffusion_policy's training wrote"
+            f"{checkpoint}: has no {lacks}; it is not a checkpoint that diffusion_policy's training wrote"
         ) from error
     with replacing(out, overwrite, lambda folder: (folder / "config.json").is_file(), "converted policy") as folder:
         # A copy each: safetensors refuses tensors that share memory, as robomimic's second names do.
-        save_file({key: value.detach().contiguous().clone() for key, value in weights.items()}, folder / "model.safetensors")
+        # Not save_file, which lets nobody else read the file.
+        own = {key: value.detach().contiguous().clone() for key, value in weights.items()}
+        (folder / "model.safetensors").write_bytes(save(own))
         (folder / "config.json").write_text(
             json.dumps({"family": "diffusion_policy", "policy": policy, "source": source}, indent=1)
         )

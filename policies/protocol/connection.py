@@ -74,6 +74,9 @@ def open_server(
     return RestServer(address, unnorm_key, connections, timeout, patience)
 
 
+_SILENT = {"TimeoutError": "it does not greet", "ConnectionResetError": "it hangs up; does it speak TLS, or not?"}
+
+
 class SocketServer:
     """An openpi server: on connecting it sends its metadata, then answers observations one after the other on each connection."""
 
@@ -115,6 +118,12 @@ class SocketServer:
         if not task.cancelled():
             task.exception()  # seen, even where nobody waits
 
+    def _understood(self, message: bytes) -> Any:
+        try:
+            return unpack(message)
+        except InputError as error:
+            raise ServerError(f"{self.address}: sent what is {error}; check the address") from None
+
     def _drop_idle(self) -> None:
         for connection in self._idle:
             connection.transport.abort()
@@ -148,7 +157,7 @@ class SocketServer:
                 connection.transport.abort()  # the protocol closes after an error
             raise ServerError(f"{self.address}: the server answered with an error: {_last_line(answer)}")
         self._idle.append(connection)
-        return _reply(self.address, unpack(answer))
+        return _reply(self.address, self._understood(answer))
 
     async def _connect(self, patience: float) -> Any:
         """A connection whose metadata has been read."""
@@ -187,12 +196,12 @@ class SocketServer:
                     raise ServerError(f"{self.address}: no policy server (HTTP {status}); check the address") from None
                 reason = f"HTTP {status}"
             except (OSError, asyncio.TimeoutError, EOFError, InvalidHandshake, ConnectionClosed) as error:
-                reason = _last_line(str(error)) or type(error).__name__
+                reason = _last_line(str(error)) or _SILENT.get(type(error).__name__, type(error).__name__)
             if loop.time() + delay > deadline:
                 raise ServerError(f"{self.address}: no policy server can be reached ({reason}); start it, or check the address")
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
-        metadata = unpack(first) if isinstance(first, bytes) else None
+        metadata = self._understood(first) if isinstance(first, bytes) else None
         if not isinstance(metadata, dict):
             connection.transport.abort()
             raise ServerError(f"{self.address}: does not begin with metadata, as openpi servers do; check the address")

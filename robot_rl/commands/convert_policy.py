@@ -23,6 +23,8 @@ class ConvertPolicy:
     def run(self) -> None:
         from robot_rl.console import console
 
+        if not self.checkpoint.is_file():
+            raise InputError(f"{self.checkpoint}: there is no such file; give the .ckpt that the training wrote")
         console.print(
             f"{self.checkpoint} is a pickle: opening one can run any code that its author, or whoever had it since, put into it.\n"
             "Here it is opened by a reader that makes tensors, numbers and settings and calls nothing else in it; torch, numpy and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,14 @@ class Serve:
             raise InputError(
                 "give --policy P to serve a policy, or --upstream ws://host:port to steer another server's; one of them"
             )
+        if self.policy is not None:
+            for name in ("budget_ms", "upstream_key_file", "unnorm_key"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"--{name.replace('_', '-')} is for --upstream; leave it out, or put it into the policy's spec"
+                    )
+            if self.critic is None and self.steering != SteeringConfig():
+                raise InputError("settings of steering need a --critic")
         if self.upstream is not None and self.critic is None:
             raise InputError("--upstream needs a --critic to choose among what it proposes")
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
@@ -79,8 +88,11 @@ class Serve:
 
         assert self.policy is not None
         policy = load_policy(self.policy, self.device)
+        _read_language(policy)
         if self.critic is not None:
-            policy = SteeredPolicy(policy, load_critic(self.critic, self.device), self.steering)
+            critic = load_critic(self.critic, self.device)
+            _read_language(critic)
+            policy = SteeredPolicy(policy, critic, self.steering)
         return PolicyService(policy, self._map(), self.map, self.seed)
 
     def _proxy(self) -> Any:
@@ -100,6 +112,7 @@ class Serve:
             budget=None if self.budget_ms is None else self.budget_ms / 1e3,
         )
         critic = load_critic(self.critic, self.device)
+        _read_language(critic)
         return SteeringProxy(upstream, critic, self.steering, self._map(), self.map, self.seed)
 
     def _map(self) -> Any:
@@ -108,6 +121,14 @@ class Serve:
         from policies.maps import load_map
 
         return load_map(self.map)
+
+
+def _read_language(model: Any) -> None:
+    """Load what understands instructions before the first client comes; else its first new one would wait for seconds."""
+    contract = getattr(model, "contract", None)
+    if contract is not None:
+        with contextlib.suppress(InputError):  # one that knows the instructions of its data alone
+            contract.language.encode(["an instruction that no data have"])
 
 
 def _key(file: Path | None, otherwise: str | None) -> str | None:

@@ -18,6 +18,7 @@ from policies.base import ActionSpec, Observations, ObservationSpec
 from policies.checkpoint import read_config, resolve_checkpoint
 from policies.config import config_from_json
 from policies.contract import DataContract, load_trained
+from policies.device import device_of
 from policies.history import latest
 from policies.networks.encoder import ObservationEncoder
 from robot_rl.critic.config import CriticConfig
@@ -90,4 +91,4 @@ def load_critic(path: Path | str, device: str = "cpu") -> Critic:
     critic = load_trained(
         checkpoint, "critic", lambda config, contract: Critic(config_from_json(CriticConfig, config), contract)
     )
-    return critic.to(device)
+    return critic.to(device_of(device))

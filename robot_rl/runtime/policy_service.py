@@ -15,6 +15,7 @@ from policies.remote import latest_proprio, spec_to_json
 from robot_rl.runtime.batching import Batcher
 
 MAX_SAMPLES = 256
+MAX_INSTRUCTION = 4096
 
 
 class PolicyService:
@@ -109,6 +110,8 @@ def checked(observation: Mapping[str, Any], spec: ObservationSpec) -> dict[str, 
         if key == "instruction":
             if not isinstance(value, str):
                 raise InputError(f"'instruction' must be text, not {type(value).__name__}")
+            if len(value) > MAX_INSTRUCTION:
+                raise InputError(f"'instruction' has {len(value)} characters; at most {MAX_INSTRUCTION} are read")
             kept[key] = str(value)
         elif key == MASK:
             kept[key] = _array(key, value, 1).astype(bool)
@@ -157,7 +160,7 @@ def _array(key: str, value: Any, axes: int) -> np.ndarray:
     except ValueError:
         raise InputError(f"{key!r} is not an array: its rows differ in length") from None
     if array.ndim != axes:
-        raise InputError(f"{key!r} must have {axes} axes, not the shape {list(array.shape)}")
+        raise InputError(f"{key!r} must have {axes} axes, without one for the batch, not the shape {list(array.shape)}")
     return array
 
 

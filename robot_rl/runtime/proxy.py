@@ -68,6 +68,8 @@ class SteeringProxy:
         self._generator = torch.Generator(device=critic.device).manual_seed(seed)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="critic")
         self._reasons: set[str] = set()
+        self._affordable = steering.num_samples
+        self._critic_seconds: float | None = None
         self.metadata: dict[str, Any] = {}
         self.max_samples, self.seeded, self.window = 1, False, 1
         self.action_spec: ActionSpec | None = None
@@ -145,13 +147,36 @@ class SteeringProxy:
             patience=settings.patience,
         )
 
+    def reserve(self) -> float:
+        """Seconds of the budget that are the critic's: twice what it took last, a fifth of the budget before, half of it at most."""
+        budget = self.settings.budget or 0.0
+        return 0.2 * budget if self._critic_seconds is None else min(2 * self._critic_seconds, 0.5 * budget)
+
+    def affordable(self) -> int:
+        """How many candidates to ask for. What a server could not answer in time it still works on when the next request comes."""
+        return self._affordable
+
+    def learn_pace(self, asked: int, answered: int, seconds: float) -> None:
+        """After a decision under a budget: as many as were answered, or more again where there was time for more."""
+        budget, before = self.settings.budget, self._affordable
+        if budget is None or self.max_samples > 1:
+            return
+        if answered < asked:
+            self._affordable = max(answered, 1)
+            _log.info("the server answers %d of %d candidates within the budget; asking for so many", answered, asked)
+        elif asked == before and asked < self.steering.num_samples and seconds * (asked + 1) / asked < 0.8 * budget:
+            self._affordable = min(asked + max(asked // 4, 1), self.steering.num_samples)
+
     async def choose(
         self, ours: Mapping[str, Any], candidates: np.ndarray, budget: float | None
     ) -> tuple[int, float, np.ndarray]:
         """Index, value and (perhaps improved) actions [H,A] of the best of `candidates` [K,H,A]; NotSteeredError says why not."""
         work = asyncio.get_running_loop().run_in_executor(self._worker, self._choose, ours, candidates)
+        started = time.perf_counter()
         try:
-            return await asyncio.wait_for(work, budget)
+            chosen = await asyncio.wait_for(work, budget)
+            self._critic_seconds = time.perf_counter() - started
+            return chosen
         except (asyncio.TimeoutError, TimeoutError):
             raise NotSteeredError("the critic took longer than the budget") from None
         except InputError as error:
@@ -205,7 +230,7 @@ class ProxySession:
             reason = ""
         except InputError as error:
             ours, reason = None, " ".join(str(error).split())
-        count = proxy.steering.num_samples if ours is not None else 1
+        count = proxy.affordable() if ours is not None else 1
         replies, missing = await self._ask(observation, message, count, ours, started)
         own = replies[0]
         try:
@@ -246,24 +271,31 @@ class ProxySession:
     async def _ask(
         self, observation: dict[str, Any], message: bytes, count: int, ours: dict[str, Any] | None, started: float
     ) -> tuple[list[dict[str, Any]], str]:
-        """`count` replies, each with one chunk as its actions; with fewer, why. The first must come, whatever the budget."""
+        """Replies, each with one chunk as its actions: those of `count` requests that came within the budget; with one alone, why.
+
+        The first must come, whatever the budget.
+        """
         requests = self._requests(observation, message, count, ours)
         tasks = [asyncio.ensure_future(self._server.ask(request)) for request in requests]
         for task in tasks:
             task.add_done_callback(_seen)
         try:
             first = await tasks[0]
-            done, pending = await asyncio.wait(tasks, timeout=self._left(started))
+            left = self._left(started)
+            done, _ = await asyncio.wait(tasks, timeout=None if left is None else max(left - self._proxy.reserve(), 0.0))
         finally:
             # Those that were not sent yet never are; the others come to their end for nobody.
             for task in tasks:
                 task.cancel()
-        if pending:
-            return _chunks(first)[:1], f"only {len(done)} of {len(tasks)} candidate requests were answered within the budget"
-        failed = [task.exception() for task in tasks if task.exception() is not None]
+        failed = [task.exception() for task in done if task.exception() is not None]
         if failed:
             return _chunks(first)[:1], f"{len(failed)} of {len(tasks)} candidate requests failed: {failed[0]}"
-        return [chunk for task in tasks for chunk in _chunks(task.result())], ""
+        self._proxy.learn_pace(len(tasks), len(done), time.perf_counter() - started)
+        # In the order in which they were asked for: the first is what the robot would have done without a proxy.
+        replies = [chunk for task in tasks if task in done for chunk in _chunks(task.result())]
+        if len(replies) == 1 < self._proxy.steering.num_samples:
+            return replies, "only one candidate was answered within the budget: there is nothing to choose"
+        return replies, ""
 
     def _requests(self, observation: dict[str, Any], message: bytes, count: int, ours: dict[str, Any] | None) -> list[bytes]:
         proxy = self._proxy

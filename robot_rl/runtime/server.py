@@ -79,7 +79,15 @@ class Server:
         from websockets.asyncio.server import serve
 
         settings = self._settings
-        await self._service.start()
+        # Starting may mean waiting for another server; whoever wants to stop does not wait with it.
+        starting, stopping = asyncio.ensure_future(self._service.start()), asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
         self._metadata = pack(self._service.metadata)
         try:
             server = await serve(
@@ -121,6 +129,7 @@ class Server:
         from websockets.exceptions import ConnectionClosed
 
         session, total = self._service.session(), None
+        gone = asyncio.ensure_future(connection.wait_closed())
         self._connections.add(connection)
         try:
             await connection.send(self._metadata)
@@ -129,7 +138,12 @@ class Server:
                 started = time.perf_counter()
                 self._busy.add(connection)
                 try:
-                    reply = await self._answer(session, message)
+                    answering = asyncio.ensure_future(self._answer(session, message))
+                    await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
+                    if not answering.done():
+                        answering.cancel()  # nobody waits for it
+                        return
+                    reply = answering.result()
                     # A message cannot say how long its own sending takes.
                     if total is not None and isinstance(timing := reply.setdefault("server_timing", {}), dict):
                         timing.setdefault("prev_total_ms", total)
@@ -146,6 +160,7 @@ class Server:
         except ConnectionClosed:
             pass
         finally:
+            gone.cancel()
             self._connections.discard(connection)
             await session.close()
 
