@@ -1,7 +1,7 @@
 """`load_policy`: opens any policy there is, by one string that says where it is and, where that is not plain, what it is.
 
 A spec is `[family:]location[?option=value&...]`: a folder that `robot-rl train policy` wrote, a checkpoint in its authors' own
-format, or the address of a policy server: `runs/demo/policy`, `openvla:openvla-7b?unnorm_key=bridge_orig`, `ws://robot:8000`.
+format, or the address of a policy server: `runs/demo/policy`, `openvla:path/to/openvla-7b?unnorm_key=bridge_orig`, `ws://robot:8000`.
 """
 
 from __future__ import annotations
