@@ -93,7 +93,10 @@ class Serve:
             critic = load_critic(self.critic, self.device)
             _read_language(critic)
             policy = SteeredPolicy(policy, critic, self.steering)
-        return PolicyService(policy, self._map(), self.map, self.seed)
+        policy_map = self._map()
+        if policy_map is not None and policy_map.actions is not None:
+            _compare(policy_map.action_spec(policy.action_spec.chunk), policy.action_spec, f"--map {self.map}")
+        return PolicyService(policy, policy_map, self.map, self.seed)
 
     def _proxy(self) -> Any:
         from policies.remote import REMOTE_API_KEY
@@ -121,6 +124,17 @@ class Serve:
         from policies.maps import load_map
 
         return load_map(self.map)
+
+
+def _compare(theirs: Any, ours: Any, name: str) -> None:
+    """Refuse a map for another robot's actions before it moves; what a policy does not know of its own is the map's to say."""
+    unknown = {"frame": "unknown", "control_hz": 0}
+    for field_name in ("names", "units", "frame", "control_hz"):
+        said, known = getattr(theirs, field_name), getattr(ours, field_name)
+        if said != known and known != unknown.get(field_name) and ours.frame != "unknown":
+            raise InputError(
+                f"{name}: its action {field_name} is {said} but the policy's is {known}; give a map for this policy"
+            )
 
 
 def _read_language(model: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from data.errors import InputError
 from policies import FAMILIES, abilities, load_policy, policy_digest
@@ -40,6 +42,15 @@ def test_a_run_a_step_and_a_prefix_are_the_same_policy(run):
     assert policy_digest(run) == policy_digest(run / "step_00000001") == policy_digest(f"gaussian:{run}")
 
 
+def test_a_folder_may_be_named_like_a_spec(run, tmp_path):
+    odd = tmp_path / "a?b=c: d"
+    run.rename(odd)
+    try:
+        assert load_policy(odd).family == "gaussian"
+    finally:
+        odd.rename(run)
+
+
 def test_another_policy_has_another_digest(run, store, tmp_path):
     other = TrainingConfig(steps=1, batch_size=4, seed=1)
     train_policy(store.path, tmp_path / "other", GaussianConfig(VECTORS, hidden=8), CloningConfig(), other)
@@ -55,6 +66,7 @@ def test_another_policy_has_another_digest(run, store, tmp_path):
         ("diffusion:{run}", "holds a policy of the family gaussian, not diffusion"),
         ("{empty}", "no checkpoint here that any family knows"),
         ("hf://not a name", "cannot be downloaded"),
+        ("juggler:{run}", "'juggler': no such family"),
     ],
 )
 def test_a_wrong_spec_is_one_line(run, tmp_path, spec, says):
@@ -82,3 +94,25 @@ def test_every_family_loads_and_says_what_it_is(family):
     assert "sample" in abilities(policy_class)
     assert policy_class.__doc__
     assert isinstance(dict(family_options(policy_class)), dict)
+
+
+def test_a_checkpoint_with_damaged_weights_is_named(store, tmp_path):
+    """By the tensor and what is wrong with it, before anything is served."""
+    train_policy(
+        store.path, tmp_path / "run", GaussianConfig(VECTORS, hidden=8), CloningConfig(), TrainingConfig(steps=1, batch_size=4)
+    )
+    path = tmp_path / "run" / "step_00000001" / "model.safetensors"
+    whole = load_file(path)
+    name = "head.0.weight"
+    for change, says in (
+        ({name: whole[name] * float("nan")}, "not finite"),
+        ({name: whole[name][:-1]}, r"not torch.float32 \("),
+        ({name: whole[name].int()}, "is torch.int32"),
+        ({"more": torch.zeros(1)}, "has an unknown 'more'"),
+    ):
+        save_file({**whole, **change}, path)
+        with pytest.raises(InputError, match=says):
+            load_policy(tmp_path / "run")
+    save_file({key: value for key, value in whole.items() if key != name}, path)
+    with pytest.raises(InputError, match=r"lacks 'head\.0\.weight'"):
+        load_policy(tmp_path / "run")

@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.request
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from websockets.sync.client import connect
 from data.errors import InputError
 from policies import load_policy
 from policies.base import ActionSpec, ObservationSpec
-from policies.config import DiffusionConfig
+from policies.config import DiffusionConfig, GaussianConfig
 from policies.protocol.wire import pack, unpack
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.critic import CriticConfig
@@ -124,13 +125,18 @@ def test_the_real_client_drives_the_command(runs):
     assert not any("Traceback" in line for line in command.lines)
 
 
-def test_the_commands_mistakes_are_one_line(tmp_path):
-    empty = tmp_path / "key"
+def test_the_commands_mistakes_are_one_line(tmp_path, store):
+    empty, run = tmp_path / "key", tmp_path / "run"
     empty.write_text("\n")
+    train_policy(store.path, run, GaussianConfig(VECTORS, hidden=8), CloningConfig(), TrainingConfig(steps=1, batch_size=4))
     for arguments, says in (
         ([], "--policy"),
         (["--policy", str(tmp_path / "nothing")], "no such checkpoint"),
         (["--policy", "x", "--api-key-file", str(empty)], "must hold the key"),
+        (["--policy", "x", "--budget-ms", "5"], "is for --upstream"),
+        (["--policy", "x", "--num-samples", "5"], "need a --critic"),
+        (["--policy", str(run), "--device", "abacus"], "not available here"),
+        (["--policy", str(run), "--map", "libero"], "--map libero: its action names"),
     ):
         command = Command(*arguments)
         assert command.process.wait(60) == 2
@@ -356,3 +362,37 @@ def test_strangers_do_no_harm(echo):
     leaver.send(pack(SEEN))
     leaver.socket.close()
     assert np.allclose(ask(talk(echo)[0], SEEN)["actions"], SEEN["proprio"])
+
+
+def test_a_client_that_leaves_stops_what_it_asked_for():
+    """What nobody waits for any more must not keep the next client waiting."""
+    begun, left = threading.Event(), threading.Event()
+
+    class Slow:
+        metadata: ClassVar[dict] = {}
+
+        async def start(self) -> None:
+            pass
+
+        def session(self) -> Slow:
+            return self
+
+        async def answer(self, observation: dict, message: bytes) -> dict:
+            begun.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                left.set()
+                raise
+            return {}
+
+        async def close(self) -> None:
+            pass
+
+    with serving(Slow) as running:
+        connection = connect(running.address, compression=None)
+        connection.recv()
+        connection.send(pack(SEEN))
+        assert begun.wait(5)
+        connection.socket.close()
+        assert left.wait(5)
