@@ -75,7 +75,8 @@ def test_a_gaussian_is_one(store):
     seen = observations(policy, 1)
     samples = policy.sample(seen, 4000, generator())
     # The entropy of what is drawn, by its own density, is that of the Gaussian: sum of log std + D/2 log(2 pi e).
-    _, log_std = policy._moments(policy.encode(seen))
+    with torch.no_grad():
+        _, log_std = policy._moments(policy.encode(seen))
     scale = torch.as_tensor(policy.contract.action_normalizer.scale).log().sum() * policy.action_spec.chunk
     entropy = log_std.sum() + scale + log_std.numel() / 2 * np.log(2 * np.pi * np.e)
     with torch.no_grad():
