@@ -27,8 +27,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, vector_features=POSITIVE)
-        if len(set(self.inputs)) != len(self.inputs):
-            raise InputError(f"--inputs names one twice: {' '.join(self.inputs)}")
+        _check_inputs(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,7 @@ class OctoTokensConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, window=POSITIVE)
-        if len(set(self.inputs)) != len(self.inputs):
-            raise InputError(f"--inputs names one twice: {' '.join(self.inputs)}")
+        _check_inputs(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -168,6 +166,11 @@ class OctoConfig:
         for name in ("width", "layers", "heads"):
             if getattr(self, name) is not None:
                 check_settings(self, **{name: POSITIVE})
+
+
+def _check_inputs(inputs: tuple[str, ...]) -> None:
+    if len(set(inputs)) != len(inputs):
+        raise InputError(f"--inputs names one twice: {' '.join(inputs)}")
 
 
 def config_from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:

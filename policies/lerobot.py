@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +20,7 @@ from policies.base import ActionSpec, Observations, ObservationSpec, Policy, Sam
 from policies.checkpoint import read_config, read_tensors
 from policies.formats.foreign import entry, load_weights, pictures, vector
 from policies.formats.lerobot import ACTION, Feature, Normalization, read_features, read_normalization
-from policies.history import windowed
+from policies.history import to_tensor, windowed
 from policies.networks.lerobot import LeRobotACT, LeRobotDiffusion
 
 _LATENTS = ("zero", "prior")
@@ -155,7 +154,7 @@ class LeRobotPolicy(SamplesOnceEncoded, nn.Module):
         added = ((index < 0) | (index >= length)).expand(len(actions), -1)
         padded = added
         if "action_is_pad" in observations:
-            given = torch.as_tensor(np.asarray(observations["action_is_pad"]), device=actions.device)
+            given = to_tensor(observations["action_is_pad"]).to(actions.device)
             padded = added | given[:, index.clamp(0, length - 1)]
         chunk = self._of(ACTION).normalize(actions)[:, index.clamp(0, length - 1)]
         errors, regularizer = self.model.errors(self._normalized(self._tensors(observations)), chunk, padded, generator)

@@ -254,13 +254,13 @@ class OctoPolicy(SamplesOnceEncoded, nn.Module):
             language, language_mask = language[:, :longest], language_mask[:, :longest]
         return OctoInputs(
             images={key: self._pictures(seen[key], key, 5) for key in self.layout.images if key in seen},
-            steps=torch.as_tensor(np.asarray(seen[MASK], bool), device=self.device),
+            steps=to_tensor(seen[MASK]).to(self.device, torch.bool),
             language=language.to(self.device),
             language_mask=language_mask.to(self.device),
             goals={key: self._pictures(value, key, 4) for key, value in goals.items()},
             vectors={key: self._vector(seen[key], key) for key in self.layout.vectors if key in seen},
             present={
-                key: torch.as_tensor(np.asarray(seen[_PRESENT + key], bool), device=self.device)
+                key: to_tensor(seen[_PRESENT + key]).to(self.device, torch.bool)
                 for key in self.layout.images
                 if _PRESENT + key in seen
             },

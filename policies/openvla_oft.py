@@ -17,7 +17,7 @@ from torch import nn
 from data.errors import InputError
 from policies.base import Observations, ObservationSpec, SamplesOnceEncoded
 from policies.formats.openvla import PictureProcessor, Prompter, read_pixels, read_prompts, read_range
-from policies.history import latest
+from policies.history import latest, to_tensor
 from policies.networks.oft import load_action_head, load_proprio_projector, side_file
 from policies.networks.prismatic import Prismatic
 from policies.networks.shared_prefix import hidden_states
@@ -139,7 +139,7 @@ class OFTPolicy(SamplesOnceEncoded, nn.Module):
             raise InputError(
                 f"the observation lacks 'proprio', which the policy needs (it has {', '.join(sorted(observations))})"
             )
-        values = torch.as_tensor(np.asarray(observations["proprio"]), dtype=torch.float64, device=self.device)
+        values = to_tensor(observations["proprio"]).to(self.device, torch.float64)
         if values.ndim != 2 or values.shape[1] != self.proprio.fc1.in_features:
             raise InputError(
                 f"the observation's 'proprio' has shape {tuple(values.shape)}; it must be (B, {self.proprio.fc1.in_features})"

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from typing_extensions import Self
 
-from policies.base import ActionSpec, Observations, ObservationSpec, SamplesOnceEncoded
+from policies.base import Observations, SamplesOnceEncoded
 from policies.config import config_from_json
 from policies.contract import DataContract, load_trained
-from policies.history import latest
-from policies.networks.encoder import ObservationEncoder
+from policies.networks.encoder import EncodedModel
 
 
-class TrainedPolicy(SamplesOnceEncoded, nn.Module):
+class TrainedPolicy(SamplesOnceEncoded, EncodedModel):
     """See policies.base: Policy, Encodes, Trainable. Axes: B batch, K samples, H chunk, A action, Z features."""
 
     config_type: ClassVar[Any]
@@ -29,10 +27,7 @@ class TrainedPolicy(SamplesOnceEncoded, nn.Module):
     high: torch.Tensor
 
     def __init__(self, config: Any, contract: DataContract) -> None:
-        super().__init__()
-        self.config = config
-        self.contract = contract.with_chunk(config.chunk)
-        self.encoder = ObservationEncoder(config.encoder, self.contract)
+        super().__init__(config, contract)
         self.register_buffer("low", torch.tensor(self.action_spec.low), persistent=False)
         self.register_buffer("high", torch.tensor(self.action_spec.high), persistent=False)
 
@@ -60,18 +55,6 @@ class TrainedPolicy(SamplesOnceEncoded, nn.Module):
     def family(self) -> str:
         return self.config_type.family
 
-    @property
-    def action_spec(self) -> ActionSpec:
-        return self.contract.action_spec
-
-    @property
-    def observation_spec(self) -> ObservationSpec:
-        return self.contract.observation_spec
-
-    @property
-    def device(self) -> torch.device:
-        return self.low.device
-
     def loss(
         self,
         observations: Observations,
@@ -81,10 +64,6 @@ class TrainedPolicy(SamplesOnceEncoded, nn.Module):
     ) -> torch.Tensor:
         losses = self.head_loss(self.encode(observations), self.contract.action_normalizer.normalize(actions), generator)
         return losses if weights is None else losses * weights
-
-    def encode(self, observations: Observations) -> torch.Tensor:
-        """z [B,Z]."""
-        return self.encoder(self.encoder.tensors(latest(observations)))
 
     @torch.no_grad()
     def sample_encoded(

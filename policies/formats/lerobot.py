@@ -19,7 +19,7 @@ from data.errors import InputError
 from policies.checkpoint import read_tensors
 from policies.formats.foreign import camera_names
 
-STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
+STATE, ACTION = "observation.state", "action"
 # Statistics that a mode needs: the two values that become 0 and 1, or -1 and 1.
 _NEEDS = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 # Steps that leave the numbers alone: batching, devices, and the names that a robot's own keys are given.

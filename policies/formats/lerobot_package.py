@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data.errors import InputError
@@ -18,7 +17,7 @@ from data.torchvision_repair import repair_torchvision
 from policies.base import ActionSpec, Observations, ObservationSpec
 from policies.checkpoint import read_config
 from policies.formats.lerobot import ACTION, Feature, action_bounds, read_features
-from policies.history import windowed
+from policies.history import to_tensor, windowed
 
 _VERSION = "0.4.4"
 
@@ -101,7 +100,7 @@ class LeRobotPackagePolicy:
             raise InputError(
                 f"the observation lacks {feature.ours!r}, the policy's {feature.name!r} (it has {', '.join(sorted(seen))})"
             )
-        value = torch.as_tensor(np.asarray(seen[feature.ours])[:, step])
+        value = to_tensor(seen[feature.ours])[:, step]
         if feature.kind == "VISUAL":
             value = value.permute(0, 3, 1, 2).float() / 255
         return value.float().repeat_interleave(copies, 0)

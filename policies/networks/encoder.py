@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from data.errors import InputError
 from data.normalizer import Normalizer
-from policies.base import Observations
+from policies.base import ActionSpec, Observations, ObservationSpec
 from policies.config import EncoderConfig, ImageEncoderName
 from policies.contract import DataContract
-from policies.history import to_tensor
+from policies.history import latest, to_tensor
 
 _RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "resnet_small": ((1, 1, 1, 1), (32, 64, 128, 128)),
@@ -148,6 +148,35 @@ class ObservationEncoder(nn.Module):
             parts += [vector, F.silu(self.vector_out(hidden))]
         parts.append(F.silu(self.language(instruction)))
         return torch.cat(parts, dim=-1)
+
+
+class EncodedModel(nn.Module):
+    """What policies trained here and critics have in common: a contract with the data, and one encoder of what they look at.
+
+    config: has an `encoder` and a `chunk`.
+    """
+
+    def __init__(self, config: Any, contract: DataContract) -> None:
+        super().__init__()
+        self.config = config
+        self.contract = contract.with_chunk(config.chunk)
+        self.encoder = ObservationEncoder(config.encoder, self.contract)
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.contract.action_spec
+
+    @property
+    def observation_spec(self) -> ObservationSpec:
+        return self.contract.observation_spec
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.language.weight.device
+
+    def encode(self, observations: Observations) -> torch.Tensor:
+        """Batched raw observations -> z [B,Z]. Of windowed ones (policies/history.py) the newest step counts."""
+        return self.encoder(self.encoder.tensors(latest(observations)))
 
 
 def vector_features(values: torch.Tensor, normalizer: Normalizer) -> torch.Tensor:

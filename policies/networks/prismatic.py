@@ -58,10 +58,6 @@ class VisionBackbone(nn.Module):
     def width(self) -> int:
         return sum(vit.embed_dim for vit in self.vits)
 
-    @property
-    def patches(self) -> int:
-        return self.featurizer.patch_embed.num_patches
-
     def drop_unused(self) -> None:
         """Free what no feature depends on. Afterwards the features are the last block's."""
         for vit in self.vits:

@@ -11,53 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from data.errors import InputError
-from policies.base import ActionSpec, Observations, ObservationSpec
 from policies.checkpoint import read_config, resolve_checkpoint
 from policies.config import config_from_json
 from policies.contract import DataContract, load_trained
 from policies.device import device_of
-from policies.history import latest
-from policies.networks.encoder import ObservationEncoder
+from policies.networks.encoder import EncodedModel
 from robot_rl.critic.config import CriticConfig
 from robot_rl.critic.losses import hl_gauss_value
 from robot_rl.critic.networks import EnsembleMLP
 
 
-class Critic(nn.Module):
+class Critic(EncodedModel):
     """Axes: B batch, K candidates, H chunk, A action, E members."""
 
     edges: torch.Tensor
 
     def __init__(self, config: CriticConfig, contract: DataContract) -> None:
-        super().__init__()
-        self.config = config
-        self.contract = contract.with_chunk(config.chunk)
-        self.encoder = ObservationEncoder(config.encoder, self.contract)
+        super().__init__(config, contract)
         outputs = 1 if config.head == "scalar" else config.bins
         action = config.chunk * self.action_spec.dim
         self.heads = EnsembleMLP(config.members, self.encoder.output, action, config.hidden, config.depth, outputs)
         # With rewards of -1 and 0 every value lies between -1 forever and 0.
         lowest = -1 / (1 - self.contract.reward["discount"])
         self.register_buffer("edges", torch.linspace(lowest, 0, config.bins + 1), persistent=False)
-
-    @property
-    def action_spec(self) -> ActionSpec:
-        return self.contract.action_spec
-
-    @property
-    def observation_spec(self) -> ObservationSpec:
-        return self.contract.observation_spec
-
-    @property
-    def device(self) -> torch.device:
-        return self.edges.device
-
-    def encode(self, observations: Observations) -> torch.Tensor:
-        """Batched raw observations -> z [B,Z]. Of windowed ones (policies/history.py) a critic sees the newest step."""
-        return self.encoder(self.encoder.tensors(latest(observations)))
 
     def normalize(self, actions: torch.Tensor) -> torch.Tensor:
         """Physical units [...,A] -> the critic's units, in which the data fill [-1, 1]."""

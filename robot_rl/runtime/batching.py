@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,8 +65,6 @@ class Batcher:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="policy")
         # Of the last two calls: one that the machine held up says nothing of the policy.
         self._last_seconds = deque([math.inf, math.inf], maxlen=2)
-        # What came from the network is read-only; no policy writes to what it is given.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
     async def sample(self, observation: Mapping[str, Any], num_samples: int, seed: int | None = None) -> Sampled:
         """K chunks for one observation (no batch axis). seed: of these samples alone; None continues the server's own generator."""

@@ -176,7 +176,7 @@ def test_one_backbone_or_two_in_one_file_or_shards(tmp_path, backbones):
     write_openvla(tmp_path / "one", openvla_config(backbones))
     write_openvla(tmp_path / "three", openvla_config(backbones), shards=3)
     one, three = (load_policy(tmp_path / name) for name in ("one", "three"))
-    assert one.model.vision_backbone.patches == 4
+    assert one.model.vision_backbone.featurizer.patch_embed.num_patches == 4
     assert torch.equal(one.sample(observations(), 3, generator()), three.sample(observations(), 3, generator()))
     assert all(parameter.device.type == "cpu" for parameter in one.parameters())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import json
 import threading
@@ -13,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from websockets.asyncio.server import serve
 
 from data.errors import InputError
 from policies import Policy, load_policy
@@ -24,7 +22,7 @@ from policies.remote import RemotePolicy
 from robot_rl.runtime import PolicyService
 from robot_rl.steering import SteeredPolicy, SteeringConfig
 from tests.policies.families import CONFIGS, critic_for, make
-from tests.robot_rl.runtime.processes import free_port, serving
+from tests.robot_rl.runtime.processes import free_port, listening, serving
 
 
 def generator(seed: int) -> torch.Generator:
@@ -52,8 +50,6 @@ def connected(address: str, **options):
 @contextmanager
 def scripted(answer, metadata=None):
     """A websocket server whose replies are what `answer(observation)` says: bytes, text, None to hang up, or a map."""
-    started: dict = {}
-    ready = threading.Event()
 
     async def handle(connection):
         await connection.send(pack(metadata if metadata is not None else {}))
@@ -64,21 +60,8 @@ def scripted(answer, metadata=None):
                 return
             await connection.send(reply if isinstance(reply, bytes | str) else pack(reply))
 
-    async def main():
-        started["loop"], started["stop"] = asyncio.get_running_loop(), asyncio.Event()
-        async with serve(handle, "127.0.0.1", 0, compression=None) as server:
-            started["port"] = server.sockets[0].getsockname()[1]
-            ready.set()
-            await started["stop"].wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield f"ws://127.0.0.1:{started['port']}"
-    finally:
-        started["loop"].call_soon_threadsafe(started["stop"].set)
-        thread.join(20)
+    with listening(handle) as address:
+        yield address
 
 
 SPEC = ActionSpec(("x", "y"), ("m", "m"), (-1.0,) * 2, (1.0,) * 2, "base", 5.0, 3)

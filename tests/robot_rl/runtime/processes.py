@@ -140,3 +140,28 @@ def openpi_like(port: int | None = None, *options: str) -> Iterator[tuple[int, s
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def listening(handle: Callable[[Any], Any]) -> Iterator[str]:
+    """A websocket server in a thread, which handles each connection so; its address."""
+    from websockets.asyncio.server import serve
+
+    started: dict[str, Any] = {}
+    ready = threading.Event()
+
+    async def main() -> None:
+        started["loop"], started["stop"] = asyncio.get_running_loop(), asyncio.Event()
+        async with serve(handle, "127.0.0.1", 0, compression=None) as server:
+            started["port"] = next(iter(server.sockets)).getsockname()[1]
+            ready.set()
+            await started["stop"].wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield f"ws://127.0.0.1:{started['port']}"
+    finally:
+        started["loop"].call_soon_threadsafe(started["stop"].set)
+        thread.join(20)

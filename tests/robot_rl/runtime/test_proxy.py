@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import signal
 import threading
@@ -25,7 +24,7 @@ from robot_rl.runtime import PolicyService, SteeringProxy
 from robot_rl.runtime.proxy import UpstreamSettings
 from robot_rl.steering import SteeringConfig
 from tests.policies.families import VECTORS
-from tests.robot_rl.runtime.processes import Command, free_port, openpi_like, serving
+from tests.robot_rl.runtime.processes import Command, free_port, listening, openpi_like, serving
 
 pytest.importorskip("openpi_client")
 from tests.robot_rl.runtime import openpi_like as upstreams
@@ -110,24 +109,8 @@ class Recording(upstreams.Policy):
 @contextmanager
 def upstream(policy, delay: float = 0.0):
     """A thread with an openpi-like server; its address."""
-    started: dict = {}
-    ready = threading.Event()
-
-    async def main():
-        started["loop"], started["stop"] = asyncio.get_running_loop(), asyncio.Event()
-        async with upstreams.serve(lambda c: upstreams.handle(c, policy, delay), "127.0.0.1", 0, compression=None) as server:
-            started["port"] = server.sockets[0].getsockname()[1]
-            ready.set()
-            await started["stop"].wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield f"ws://127.0.0.1:{started['port']}"
-    finally:
-        started["loop"].call_soon_threadsafe(started["stop"].set)
-        thread.join(20)
+    with listening(lambda connection: upstreams.handle(connection, policy, delay)) as address:
+        yield address
 
 
 @contextmanager
