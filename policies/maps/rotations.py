@@ -99,6 +99,12 @@ def inverse(quaternion: np.ndarray) -> np.ndarray:
     return quaternion * np.array([-1.0, -1.0, -1.0, 1.0])
 
 
+def angle_between(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The angle in [0, pi] from one rotation to the other, quaternions xyzw [..., 4] -> [...]."""
+    difference = multiply(inverse(left), right)
+    return 2 * np.arctan2(np.linalg.norm(difference[..., :3], axis=-1), np.abs(difference[..., 3]))
+
+
 def _unit(vector: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vector, axis=-1, keepdims=True)
     if (length < _SHORTEST).any():

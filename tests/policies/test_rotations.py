@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
 from policies.maps.rotations import (
+    angle_between,
     convert,
     from_quaternion,
     inverse,
@@ -54,12 +55,6 @@ def by_scipy(rotation: Rotation, name: str) -> np.ndarray:
     if name == "matrix":
         return matrix.reshape(*matrix.shape[:-2], 9)
     return rotation.as_euler(name.removeprefix("euler_"))
-
-
-def angle_between(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The angle in [0, pi] from one rotation to the other, quaternions xyzw [..., 4] -> [...]."""
-    difference = multiply(inverse(left), right)
-    return 2 * np.arctan2(np.linalg.norm(difference[..., :3], axis=-1), np.abs(difference[..., 3]))
 
 
 @pytest.mark.parametrize("name", NAMES)
