@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ class Episode:
     success: True, False, or None when the data does not say.
     source: where it came from ("bridge_dataset train #3"), for error messages.
     instruction_embedding: float32 [D] when the dataset itself carries one.
+    rewards: float32 [T] when the dataset itself carries them. terminated: whether the task ended there (True) or the recording did
+        (False); None when the data does not say.
     """
 
     observations: dict[str, np.ndarray]
@@ -30,10 +32,18 @@ class Episode:
     source: str = "episode"
     instruction_embedding: np.ndarray | None = None
     info: dict[str, str] = field(default_factory=dict)
+    rewards: np.ndarray | None = None
+    terminated: bool | None = None
 
     def __len__(self) -> int:
         """Number of transitions T."""
         return len(self.actions)
+
+    def without_images(self) -> Episode:
+        """The same episode with its cameras left out."""
+        return replace(
+            self, observations={key: value for key, value in self.observations.items() if not key.startswith("image_")}
+        )
 
     def validate(self) -> Episode:
         """Return self, or raise InputError naming this episode and what is wrong with it."""
@@ -46,7 +56,11 @@ class Episode:
                 )
             if key.startswith("image_") and (value.dtype != np.uint8 or value.ndim != 4 or value.shape[-1] != 3):
                 raise InputError(f"{self.source}: {key} is {value.dtype}{value.shape}, expected uint8 (T, H, W, 3)")
+        if self.rewards is not None and self.rewards.shape != (len(self),):
+            raise InputError(f"{self.source}: rewards have shape {self.rewards.shape}, expected ({len(self)},)")
         floats = {"action": self.actions, **{k: v for k, v in self.observations.items() if not k.startswith("image_")}}
+        if self.rewards is not None:
+            floats["reward"] = self.rewards
         for key, value in floats.items():
             if not np.isfinite(value).all():
                 step = int(np.argwhere(~np.isfinite(value).reshape(len(value), -1).all(1))[0, 0])

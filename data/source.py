@@ -1,25 +1,23 @@
-"""EpisodeSource: a stream of Episodes with a name, and what their actions mean. What `convert` and `inspect` read from."""
+"""EpisodeSource: numbered Episodes with a name, and what their actions mean. What `convert` and `inspect` read from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data.episode import Episode
 from data.errors import InputError
-from data.rlds import RldsDataset
-from data.standardize import rule_for, standardize
-from data.tfrecord import OnBad
+
+OnBad = Callable[[InputError], None]
+"""Called with what is wrong with an episode that is then skipped; None in its place means raise."""
 
 
-@dataclass(frozen=True)
-class EpisodeSource:
-    """name, location and split are provenance; action is the action description; length is the number of episodes.
+class EpisodeSource(Protocol):
+    """name, location and split are provenance; action is the action description; length the number of episodes.
 
-    read(on_bad, images) streams the episodes; `on_bad` is told of an episode that is then skipped, None raises; images=False leaves
-    the cameras out.
+    changes: what standardisation does to the data, a line each, for people to read.
     """
 
     name: str
@@ -27,25 +25,106 @@ class EpisodeSource:
     split: str
     action: dict[str, Any]
     length: int
-    read: Callable[[OnBad | None, bool], Iterator[Episode]]
+    changes: tuple[str, ...]
+
+    def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
+        """Episodes `indices` (a contiguous range), in order; a bad one is an InputError in its place. images=False: no cameras.
+
+        Where one error speaks of several episodes (the rest of a damaged file), those are left out.
+        """
 
 
-def open_rlds(path: str | Path, split: str = "train") -> EpisodeSource:
-    """A split of an RLDS dataset folder, standardised. InputError when it is missing, empty or unknown."""
-    dataset = RldsDataset.open(path)
-    rule, length = rule_for(dataset), dataset.num_episodes(split)
-    if not length:
-        raise InputError(f"{dataset.path}: split {split!r} has no episodes; it has splits {', '.join(dataset.shards)}")
+@dataclass(frozen=True)
+class EpisodeList:
+    """Episodes in memory as a source."""
 
-    def read(on_bad: OnBad | None = None, images: bool = True) -> Iterator[Episode]:
-        for raw in dataset.episodes(split, on_bad):
+    name: str
+    action: dict[str, Any]
+    items: Sequence[Episode]
+    location: str = "memory"
+    split: str = "train"
+    changes: tuple[str, ...] = field(default=())
+
+    @property
+    def length(self) -> int:
+        return len(self.items)
+
+    def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
+        for index in indices:
             try:
-                episode = standardize(raw, rule, images)
+                episode = self.items[index].validate()
             except InputError as error:
-                if on_bad is None:
-                    raise
-                on_bad(error)
+                yield error
+            else:
+                yield episode if images else episode.without_images()
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A split of a dataset of any format, standardised by a rule."""
+
+    dataset: Any
+    split: str
+    rule: Any
+
+    @property
+    def name(self) -> str:
+        return str(self.dataset.name)
+
+    @property
+    def location(self) -> str:
+        return str(Path(self.dataset.path).resolve())
+
+    @property
+    def action(self) -> dict[str, Any]:
+        return dict(self.rule.action)
+
+    @property
+    def length(self) -> int:
+        return int(self.dataset.splits[self.split])
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        return tuple(self.rule.changes)
+
+    def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
+        from data.open_x.standardize import standardize
+
+        for raw in self.dataset.episodes(self.split, indices):
+            if isinstance(raw, InputError):
+                yield raw
+                continue
+            try:
+                episode = standardize(raw, self.rule, images)
+            except InputError as error:
+                yield error
             else:
                 yield episode
 
-    return EpisodeSource(dataset.name, str(dataset.path.resolve()), split, rule.action, length, read)
+
+def open_dataset(path: str | Path, split: str = "train", description: str | Path | None = None) -> DatasetSource:
+    """A split of a dataset of any known format, standardised.
+
+    description: a robot_rl.json that says what its features mean; without one, the dataset's own, or that of the registry of Open-X
+    datasets. InputError when the dataset is missing, empty or unknown.
+    """
+    from data.formats import open_format
+    from data.open_x.rule import rule_for
+
+    dataset = open_format(path)
+    if split not in dataset.splits:
+        raise InputError(f"{dataset.path}: no split {split!r}; it has {', '.join(map(repr, dataset.splits)) or 'none'}")
+    if not dataset.splits[split]:
+        raise InputError(f"{dataset.path}: split {split!r} has no episodes; it has splits {', '.join(dataset.splits)}")
+    return DatasetSource(dataset, split, rule_for(dataset, description))
+
+
+def read_episodes(source: EpisodeSource, on_bad: OnBad | None = None, images: bool = True) -> Iterator[Episode]:
+    """All episodes of a source. A bad one raises its InputError, or goes to `on_bad` and is left out."""
+    for item in source.read(range(source.length), images):
+        if isinstance(item, Episode):
+            yield item
+        elif on_bad is None:
+            raise item
+        else:
+            on_bad(item)

@@ -16,7 +16,7 @@ from rich.console import Console
 import sim
 from data import RldsWriter, convert
 from data.errors import InputError
-from data.store import is_store
+from data.store.store import is_store
 from policies import load_policy
 from policies.checkpoint import latest_checkpoint, read_config
 from policies.config import DiffusionConfig

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from data.errors import InputError
-from data.sampler import ChunkSampler
-from data.store import Store
+from data.store.sampler import ChunkSampler
+from data.store.store import Store
 from policies import FAMILIES
 from policies.config import EncoderConfig
 from policies.contract import DataContract

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.conversion import convert
+from data.store.conversion import convert
 from data.episode import Episode
 from data.language import LanguageEncoder
 from data.source import EpisodeSource
-from data.store import Store
+from data.store.store import Store
 
 ACTION = {
     "names": ["x", "y", "gripper"],

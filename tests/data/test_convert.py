@@ -19,7 +19,7 @@ import zarr
 
 from data import Episode, EpisodeSource, InputError, LanguageEncoder, Store, convert
 from data.atomic import _prefix
-from data.tfrecord import OnBad
+from data.formats.tfrecord import OnBad
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,8 +53,8 @@ def test_any_zarr_reader_opens_it(made_store: Store) -> None:
 
 
 def test_many_chunks_read_alike(written: Path, made_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.zarr_array.CHUNK_BYTES", 1000)
-    monkeypatch.setattr("data.zarr_array._MAX_MAPS", 5)
+    monkeypatch.setattr("data.store.zarr_array.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("data.store.zarr_array._MAX_MAPS", 5)
     small = go(written, tmp_path / "small").store
     assert len(list((small.path / "data/image_primary").glob("[0-9]*"))) > 20
     rows = np.random.default_rng(0).integers(0, small.counts["steps"], 200)
@@ -110,7 +110,7 @@ def test_failure_leaves_the_old_store(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("data.zarr_array.ArrayWriter._flush", fail)
+    monkeypatch.setattr("data.store.zarr_array.ArrayWriter._flush", fail)
     with pytest.raises(type(error)):
         go(written, tmp_path / "store", overwrite=True)
     assert snapshot(tmp_path) == before

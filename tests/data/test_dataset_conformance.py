@@ -9,8 +9,8 @@ import pytest
 
 from data import ChunkSampler, Episode, Store, compute_statistics, open_rlds
 from data.episode import check_action
-from data.inspection import inspect
-from data.rewards import label
+from data.quality.inspection import inspect
+from data.labels.rewards import label
 
 
 @pytest.fixture(params=["bridge", "written"])

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from data import Episode, InputError, RldsWriter
-from data.inspection import inspect, render
+from data.quality.inspection import inspect, render
 
 
 def test_report(written: Path) -> None:

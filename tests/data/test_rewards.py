@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.rewards import label, monte_carlo
+from data.labels.rewards import label, monte_carlo
 
 
 @pytest.mark.parametrize("success", [True, None])

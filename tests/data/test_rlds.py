@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import InputError, open_rlds
-from data.features import Feature, decode, parse_features
-from data.rlds import RldsDataset
-from data.tfrecord import build_example, parse_example, read_records, write_record
+from data.formats.features import Feature, decode, parse_features
+from data.formats.rlds import RldsDataset
+from data.formats.tfrecord import build_example, parse_example, read_records, write_record
 
 
 @pytest.fixture

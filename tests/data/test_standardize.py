@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import Episode, InputError, RldsWriter, open_rlds
-from data.rlds import RldsDataset
-from data.standardize import binarize_gripper, bridge_actions, real_cameras, rule_for
+from data.formats.rlds import RldsDataset
+from data.open_x.standardize import binarize_gripper, bridge_actions, real_cameras, rule_for
 
 
 @pytest.mark.parametrize(

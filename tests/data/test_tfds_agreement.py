@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data import Episode, RldsWriter
-from data.rlds import RldsDataset
+from data.formats.rlds import RldsDataset
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed (extra `rlds`)")
@@ -56,7 +56,7 @@ def test_tfds_reads_what_we_write(written: Path, episodes: list[Episode]) -> Non
 def test_tfds_reads_jpeg_shards_and_splits(
     tmp_path: Path, make_episode: Callable[..., Episode], action: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.rlds_writer.SHARD_BYTES", 1000)
+    monkeypatch.setattr("data.formats.rlds_writer.SHARD_BYTES", 1000)
     colour = np.uint8([200, 60, 10])
     with RldsWriter(tmp_path / "My Set-2", action, image_format="jpeg") as writer:
         for seed in range(5):

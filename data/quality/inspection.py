@@ -11,7 +11,7 @@ import numpy as np
 from data.errors import InputError
 from data.source import open_rlds
 from data.statistics import STATISTICS, compute_statistics
-from data.store import Store, is_store
+from data.store.store import Store, is_store
 
 if TYPE_CHECKING:
     from rich.console import Group

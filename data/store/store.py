@@ -21,7 +21,7 @@ import numpy as np
 from data.episode import check_action
 from data.errors import InputError
 from data.language import LanguageEncoder
-from data.zarr_array import MappedArray
+from data.store.zarr_array import MappedArray
 
 VERSION = 1
 LABELS = ("action", "reward", "mask", "mc_return", "instruction_index")

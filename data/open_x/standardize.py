@@ -15,7 +15,7 @@ import numpy as np
 
 from data.episode import Episode, check_action
 from data.errors import InputError
-from data.rlds import METADATA_FILE, RawEpisode, RldsDataset, step_keys
+from data.formats.rlds import METADATA_FILE, RawEpisode, RldsDataset, step_keys
 
 GRIPPER_OPEN, GRIPPER_CLOSED = 0.95, 0.05
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from data.store import Store
+from data.store.store import Store
 
 
 class ChunkSampler:

@@ -19,8 +19,8 @@ import numpy as np
 from data.atomic import replacing
 from data.episode import Episode, check_action
 from data.errors import InputError
-from data.rlds import METADATA_FILE
-from data.tfrecord import build_example, write_record
+from data.formats.rlds import METADATA_FILE
+from data.formats.tfrecord import build_example, write_record
 
 VERSION = "1.0.0"
 SHARD_BYTES = 256 * 2**20

@@ -13,11 +13,11 @@ from data.atomic import replacing
 from data.episode import Episode
 from data.errors import InputError
 from data.language import DATASET_MODEL, LanguageEncoder
-from data.rewards import label
+from data.labels.rewards import label
 from data.source import EpisodeSource, open_rlds
 from data.statistics import compute_statistics
-from data.store import VERSION, Store, is_store
-from data.zarr_array import ArrayWriter, MappedArray, write_array, write_group
+from data.store.store import VERSION, Store, is_store
+from data.store.zarr_array import ArrayWriter, MappedArray, write_array, write_group
 
 Progress = Callable[[int, int | None], None]
 
@@ -47,7 +47,7 @@ def convert(
     """Write the store `out` from a source, or from a split of an RLDS folder, and open it.
 
     cameras: those to keep, which every episode must have; None keeps those that every episode has. success_steps and discount: the
-    reward convention (`data.rewards`). language: embeds the instructions; `LanguageEncoder("dataset")` keeps the data's own embeddings.
+    reward convention (`data.labels.rewards`). language: embeds the instructions; `LanguageEncoder("dataset")` keeps the data's own embeddings.
     progress: called with (episodes done, episodes in all). Raises InputError for bad input (with `skip_bad` an episode that is
     bad is left out and reported), OSError when the disk fails; either way what was at `out` is untouched.
     """

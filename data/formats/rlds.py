@@ -1,6 +1,6 @@
 """RLDS datasets on disk (TFDS folders of TFRecord shards), read without TensorFlow, one episode in memory at a time.
 
-This module knows the format and nothing of what the features mean: `data.standardize` turns a RawEpisode into an Episode.
+This module knows the format and nothing of what the features mean: `data.open_x.standardize` turns a RawEpisode into an Episode.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from data.features import Feature, decode, parse_features
-from data.tfrecord import OnBad, parse_example, read_records
+from data.formats.features import Feature, decode, parse_features
+from data.formats.tfrecord import OnBad, parse_example, read_records
 
 METADATA_FILE = "robot_rl.json"
 """Beside dataset_info.json: what RLDS has no place for (the action description and the key names); TFDS ignores it."""
