@@ -1,6 +1,6 @@
-"""Data: RLDS in and out, one training store, its sampler, rewards, statistics and instruction embeddings.
+"""Data: readers of every format that robot data come in, one training store, its samplers, labels, quality checks and replay.
 
-`open_rlds` reads Episodes, `convert` makes a Store of them, `ChunkSampler` draws from it. Names are imported from here
+`open_dataset` reads Episodes, `convert` makes a Store of them, `ChunkSampler` draws from it. Names are imported from here
 (`from data import Store`); the modules behind them are loaded on first use, so that the command line starts at once.
 """
 

@@ -11,40 +11,50 @@ from pathlib import Path
 
 from data.errors import InputError
 
+IsOwn = Callable[[Path], bool]
+
 
 @contextmanager
-def replacing(out: Path, overwrite: bool, is_own: Callable[[Path], bool], kind: str) -> Iterator[Path]:
+def replacing(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Iterator[Path]:
     """Give a temporary folder that becomes `out` when the block ends well, and is removed when it raises.
 
     An `out` that exists and that `is_own` does not recognise is never touched (InputError); one of ours is replaced with `overwrite`.
     What a killed process left beside `out` is cleared first; if it died between the two renames, the old folder is put back.
     """
-    out = Path(os.path.realpath(out))
-    _clear_leftovers(out)
-    _check_place(out, overwrite, is_own, kind)
+    out = check_place(out, overwrite, is_own, kind)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (out.parent / f"{_prefix(out)}{os.getpid()}.{suffix}" for suffix in ("partial", "old"))
+    temporary = out.parent / f"{_prefix(out)}{os.getpid()}.partial"
     temporary.mkdir()
     try:
         yield temporary
-        # Again: it may have been written by another process meanwhile.
-        _check_place(out, overwrite, is_own, kind)
-        if out.exists():
-            out.rename(old)
-        temporary.rename(out)
+        install(temporary, out, overwrite, is_own, kind)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_place(out: Path, overwrite: bool, is_own: Callable[[Path], bool], kind: str) -> None:
+def check_place(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Path:
+    """The real path of `out`, cleared of what a killed process left beside it. InputError when it may not be written."""
+    out = Path(os.path.realpath(out))
+    _clear_leftovers(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+        return out
     if not is_own(out):
         raise InputError(f"{out}: exists and is not a {kind}; choose another place")
     if not overwrite:
         raise InputError(f"{out}: exists; choose another place, or replace it with --overwrite")
+    return out
+
+
+def install(temporary: Path, out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> None:
+    """Rename a finished folder to `out`, which a reader sees whole at any time, the old one or the new one."""
+    # Again: it may have been written by another process meanwhile.
+    out = check_place(out, overwrite, is_own, kind)
+    old = out.parent / f"{_prefix(out)}{os.getpid()}.old"
+    if out.exists():
+        out.rename(old)
+    temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _prefix(out: Path) -> str:

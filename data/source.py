@@ -99,7 +99,9 @@ class DatasetSource:
             except InputError as error:
                 yield error
             else:
-                yield episode
+                # None: the rule leaves this episode out.
+                if episode is not None:
+                    yield episode
 
 
 def open_dataset(path: str | Path, split: str = "train", description: str | Path | None = None) -> DatasetSource:

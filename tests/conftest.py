@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.store.conversion import convert
 from data.episode import Episode
 from data.language import LanguageEncoder
-from data.source import EpisodeSource
+from data.source import EpisodeList
+from data.store.conversion import convert
 from data.store.store import Store
 
 ACTION = {
@@ -65,9 +65,7 @@ def make_episodes(count: int, seed: int = 0) -> list[Episode]:
 
 
 def make_store(folder: Path, action: dict = ACTION, count: int = 24) -> Store:
-    episodes = make_episodes(count)
-    source = EpisodeSource("synthetic", "memory", "train", action, count, lambda on_bad, images: iter(episodes))
-    return convert(source, folder, language=LanguageEncoder("dataset")).store
+    return convert(EpisodeList("synthetic", action, make_episodes(count)), folder, language=LanguageEncoder("dataset")).store
 
 
 @pytest.fixture(scope="session")

@@ -6,26 +6,15 @@ tensors, video and audio are not supported: they are remembered with the reason,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from data.errors import InputError
+from data.formats.base import Feature
 
 # Listed, because np.dtype("bfloat16") works or fails with what else is imported.
 _DTYPES = {"bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One leaf. shape and dtype are those of one step (or of the episode, outside `steps`); unsupported says why it cannot be read."""
-
-    name: str
-    kind: Literal["image", "text", "tensor"]
-    dtype: str = "uint8"
-    shape: tuple[int, ...] = ()
-    unsupported: str = ""
 
 
 def parse_features(tree: dict[str, Any], where: str) -> dict[str, Feature]:

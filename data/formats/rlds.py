@@ -1,51 +1,56 @@
 """RLDS datasets on disk (TFDS folders of TFRecord shards), read without TensorFlow, one episode in memory at a time.
 
-This module knows the format and nothing of what the features mean: `data.open_x.standardize` turns a RawEpisode into an Episode.
+This module knows the format and nothing of what the features mean: `data.open_x` turns a RawEpisode into an Episode.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from data.formats.features import Feature, decode, parse_features
-from data.formats.tfrecord import OnBad, parse_example, read_records
+import numpy as np
 
-METADATA_FILE = "robot_rl.json"
-"""Beside dataset_info.json: what RLDS has no place for (the action description and the key names); TFDS ignores it."""
+from data.errors import InputError
+from data.formats.base import DESCRIPTION_FILE, Feature
+from data.formats.features import decode, parse_features
+from data.formats.tfrecord import RestLost, parse_example, read_records
+
+_STEPS, _METADATA = "steps/", "episode_metadata/"
 
 
 @dataclass(frozen=True)
-class RawEpisode:
-    """One RLDS episode of N steps; features are decoded when they are asked for."""
+class RldsEpisode:
+    """One RLDS episode of N steps; features are decoded when they are asked for. values, leaves: by flattened name."""
 
     values: dict[str, Any]
-    features: dict[str, Feature]
+    leaves: dict[str, Feature]
     source: str
 
     @cached_property
     def num_steps(self) -> int:
-        """N, from the flattened features that hold one value a step."""
-        for name, feature in self.features.items():
-            if name.startswith("steps/") and not feature.shape and not feature.unsupported and name in self.values:
-                return len(self.values[name])
-        raise InputError(f"{self.source}: no scalar step feature (is_first, reward, ...) tells how many steps there are")
+        """N, from the flattened features that hold a known number of values a step."""
+        known = [leaf for name, leaf in self.leaves.items() if name.startswith(_STEPS) and name in self.values]
+        # Those of one value a step first: a wrong shape of another feature is then found, and named.
+        for leaf in sorted(known, key=lambda leaf: len(leaf.shape) if leaf.kind == "tensor" else 0):
+            size = int(np.prod(leaf.shape)) if leaf.kind == "tensor" else 1
+            if not leaf.unsupported and size:
+                return len(self.values[leaf.name]) // size
+        raise InputError(f"{self.source}: no step feature that can be read tells how many steps there are")
 
     def step(self, key: str, limit: int | None = None) -> Any:
-        """A step feature over time: array [N, ...], or a list of N strings; `limit` decodes only the first steps of an image."""
-        name = f"steps/{key}"
-        if name not in self.features or name not in self.values:
-            raise InputError(f"{self.source}: no step feature {key!r} (present: {', '.join(step_keys(self.features))})")
-        values = self.values[name]
-        if limit is not None and self.features[name].kind == "image":
-            return decode(self.features[name], values[:limit], self.source)
-        result = decode(self.features[name], values, self.source)
+        name = _STEPS + key
+        if name not in self.leaves or name not in self.values:
+            present = (name.removeprefix(_STEPS) for name in self.leaves if name.startswith(_STEPS) and name in self.values)
+            raise InputError(f"{self.source}: no step feature {key!r} (present: {', '.join(sorted(present))})")
+        leaf, values = self.leaves[name], self.values[name]
+        if limit is not None and leaf.kind == "image":
+            return decode(leaf, values[:limit], self.source)
+        result = decode(leaf, values, self.source)
         if len(result) != self.num_steps:
             raise InputError(
                 f"{self.source}: {key} has {len(result)} steps, others have {self.num_steps}; drop it with --skip-bad"
@@ -53,43 +58,48 @@ class RawEpisode:
         return result
 
     def metadata(self, key: str, default: Any = None) -> Any:
-        """A scalar of `episode_metadata`, or default when the dataset has none of that name."""
-        name = f"episode_metadata/{key}"
-        if name not in self.features or not len(self.values.get(name, ())):
-            return default
-        return decode(self.features[name], self.values[name], self.source)[0]
+        """A scalar of `episode_metadata`, or of the episode itself."""
+        for name in (_METADATA + key, key):
+            if name in self.leaves and len(self.values.get(name, ())):
+                return decode(self.leaves[name], self.values[name], self.source)[0]
+        return default
 
     def texts(self) -> dict[str, str]:
         """The text fields of `episode_metadata`."""
-        names = [
-            name for name, feature in self.features.items() if feature.kind == "text" and name.startswith("episode_metadata/")
-        ]
-        return {
-            name.removeprefix("episode_metadata/"): self.metadata(name.removeprefix("episode_metadata/"), "") for name in names
-        }
-
-
-def step_keys(features: dict[str, Feature]) -> list[str]:
-    """Names of the step features, without the `steps/` prefix."""
-    return sorted(name.removeprefix("steps/") for name in features if name.startswith("steps/"))
+        names = [name for name, leaf in self.leaves.items() if leaf.kind == "text" and name.startswith(_METADATA)]
+        keys = [name.removeprefix(_METADATA) for name in names if not self.leaves[name].unsupported]
+        return {key: self.metadata(key, "") for key in keys}
 
 
 @dataclass(frozen=True)
 class RldsDataset:
-    """An opened dataset. shards: split -> [(file, number of records)]; description: its robot_rl.json, if it has one."""
+    """An opened dataset. leaves: flattened name -> feature; shards: split -> [(file, number of records)]."""
 
     path: Path
     name: str
-    features: dict[str, Feature]
+    leaves: dict[str, Feature]
     shards: dict[str, list[tuple[Path, int]]]
     description: dict[str, Any] | None
+    format: str = "rlds"
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        return {name.removeprefix(_STEPS): leaf for name, leaf in self.leaves.items() if name.startswith(_STEPS)}
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        return {name: sum(length for _, length in files) for name, files in self.shards.items()}
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return path.is_dir() and ((path / "dataset_info.json").exists() or bool(_versions(path)))
 
     @classmethod
     def open(cls, path: str | Path) -> RldsDataset:
         """Open `.../name/1.0.0`, or its parent when that holds a single version. InputError says what is missing."""
         folder = _version_folder(Path(path))
         info = read_json(folder / "dataset_info.json")
-        features = parse_features(read_json(folder / "features.json"), str(folder / "features.json"))
+        leaves = parse_features(read_json(folder / "features.json"), str(folder / "features.json"))
         if info.get("fileFormat", "tfrecord") != "tfrecord":
             raise InputError(
                 f"{folder}: the files are {info['fileFormat']}, only tfrecord is supported; convert them with TFDS"
@@ -99,60 +109,50 @@ class RldsDataset:
             shards = {split["name"]: _shards(folder, name, split) for split in info["splits"]}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / 'dataset_info.json'}: not a TFDS dataset_info ({error!r})") from None
-        extra = folder / METADATA_FILE
-        return cls(folder, name, features, shards, read_json(extra) if extra.exists() else None)
+        extra = folder / DESCRIPTION_FILE
+        return cls(folder, name, leaves, _present(shards), read_json(extra) if extra.exists() else None)
 
-    def _files(self, split: str) -> list[tuple[Path, int]]:
-        if split not in self.shards:
-            raise InputError(f"{self.path}: no split {split!r}; it has {', '.join(map(repr, self.shards)) or 'none'}")
-        for file, _ in self.shards[split]:
-            if not file.exists():
-                raise InputError(f"{file}: missing, though dataset_info.json lists it; copy the dataset again")
-        return self.shards[split]
+    def episodes(self, split: str, indices: range) -> Iterator[RldsEpisode | InputError]:
+        start = 0
+        for file, expected in self.shards[split]:
+            wanted = range(max(indices.start - start, 0), min(indices.stop - start, expected))
+            if wanted:
+                yield from self._shard(split, start, file, expected, wanted)
+            start += expected
 
-    def num_episodes(self, split: str) -> int:
-        """Episodes that dataset_info.json declares. InputError for a split that is not there."""
-        return sum(length for _, length in self._files(split))
+    def _shard(self, split: str, start: int, file: Path, expected: int, wanted: range) -> Iterator[RldsEpisode | InputError]:
+        # One record before the range tells whether what is missing begins here, one after the last whether there are too many.
+        last, ended = (-2 if wanted.start else -1), False
+        for last, data in read_records(file, range(max(wanted.start - 1, 0), wanted.stop + (wanted.stop == expected))):
+            if last == expected:
+                yield InputError(f"{file}: has more records than the {expected} of dataset_info.json; copy the file again")
+                return
+            ended = isinstance(data, RestLost)
+            if last in wanted:
+                yield self._episode(data, f"{self.name} {split} #{start + last} ({file.name} record {last})")
+        if last + 1 in wanted and not ended:
+            yield InputError(f"{file}: {last + 1} readable records, dataset_info.json says {expected}; copy the file again")
 
-    def episodes(self, split: str, on_bad: OnBad | None = None) -> Iterator[RawEpisode]:
-        """Stream the episodes of a split in file order. Damaged records raise InputError, or go to `on_bad` and are skipped."""
-        number = 0
-        for file, expected in self._files(split):
-            bad: list[InputError] = []
+    def _episode(self, data: bytes | InputError, source: str) -> RldsEpisode | InputError:
+        try:
+            return data if isinstance(data, InputError) else RldsEpisode(parse_example(data, source), self.leaves, source)
+        except InputError as error:
+            return error
 
-            def report(error: InputError, bad: list[InputError] = bad) -> None:
-                if on_bad is None:
-                    raise error
-                bad.append(error)
-                on_bad(error)
 
-            good = 0
-            for index, data in read_records(file, report):
-                source = f"{self.name} {split} #{number + index} ({file.name} record {index})"
-                try:
-                    values = parse_example(data, source)
-                except InputError as error:
-                    report(error)
-                    continue
-                good += 1
-                yield RawEpisode(values, self.features, source)
-            if good + len(bad) != expected:
-                report(InputError(f"{file}: {good} readable records, dataset_info.json says {expected}; copy the file again"))
-            number += expected
+def _versions(path: Path) -> list[Path]:
+    found = (child for child in path.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", child.name))
+    return sorted((child for child in found if (child / "dataset_info.json").exists()), key=lambda child: child.name)
 
 
 def _version_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder; give an RLDS dataset folder such as .../bridge_dataset/1.0.0")
     if (path / "dataset_info.json").exists():
         return path
-    versions = [child for child in path.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", child.name) and child.is_dir()]
-    if len(versions) == 1 and (versions[0] / "dataset_info.json").exists():
+    versions = _versions(path) if path.is_dir() else []
+    if len(versions) == 1:
         return versions[0]
-    if len(versions) > 1:
-        raise InputError(
-            f"{path}: has versions {', '.join(sorted(v.name for v in versions))}; give one, such as {max(versions)}"
-        )
+    if versions:
+        raise InputError(f"{path}: has versions {', '.join(v.name for v in versions)}; give one, such as {versions[-1]}")
     raise InputError(
         f"{path}: no dataset_info.json, so this is no RLDS dataset folder; give one such as .../bridge_dataset/1.0.0"
     )
@@ -184,3 +184,14 @@ def _shards(folder: Path, name: str, split: dict[str, Any]) -> list[tuple[Path, 
         )
         for index, length in enumerate(lengths)
     ]
+
+
+def _present(shards: dict[str, list[tuple[Path, int]]]) -> dict[str, list[tuple[Path, int]]]:
+    """Leave out splits that were not copied at all; InputError when files of a split are missing."""
+    there = {split: [file.exists() for file, _ in files] for split, files in shards.items()}
+    copied = {split: files for split, files in shards.items() if any(there[split]) or not files}
+    for split, files in (copied if any(map(any, there.values())) else shards).items():
+        for (file, _), exists in zip(files, there[split], strict=True):
+            if not exists:
+                raise InputError(f"{file}: missing, though dataset_info.json lists it; copy the dataset again")
+    return copied

@@ -19,7 +19,7 @@ import numpy as np
 from data.atomic import replacing
 from data.episode import Episode, check_action
 from data.errors import InputError
-from data.formats.rlds import METADATA_FILE
+from data.formats.base import DESCRIPTION_FILE
 from data.formats.tfrecord import build_example, write_record
 
 VERSION = "1.0.0"
@@ -156,7 +156,7 @@ class RldsWriter:
         files = {
             "features.json": _dict({"steps": steps, "episode_metadata": _dict({**texts, **flags})}),
             "dataset_info.json": self._info(),
-            METADATA_FILE: {"action": self.action, "observations": observations},
+            DESCRIPTION_FILE: {"action": self.action, "observations": observations},
         }
         for name, content in files.items():
             (self._folder / name).write_text(json.dumps(content, indent=1))
@@ -173,7 +173,7 @@ class RldsWriter:
     def _info(self) -> dict[str, Any]:
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         return {
-            "description": f"Robot episodes written by robot-rl; {METADATA_FILE} says what the actions mean.",
+            "description": f"Robot episodes written by robot-rl; {DESCRIPTION_FILE} says what the actions mean.",
             "fileFormat": "tfrecord",
             "moduleName": "robot_rl",
             "name": self.name,
@@ -192,7 +192,7 @@ class RldsWriter:
 
 
 def _is_own(path: Path) -> bool:
-    return (path / VERSION / METADATA_FILE).exists()
+    return (path / VERSION / DESCRIPTION_FILE).exists()
 
 
 def _describe(value: Any) -> tuple[Any, ...]:

@@ -8,18 +8,14 @@ TensorFlow cannot be imported into the process (and the other way round).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from data.errors import InputError
-
-OnBad = Callable[[InputError], None]
-"""Called with what is wrong with a record or episode that is then skipped; None in its place means raise."""
 
 
 def _masked_crc(data: bytes) -> int:
@@ -36,37 +32,51 @@ def write_record(file: BinaryIO, data: bytes) -> int:
     return file.write(framed)
 
 
-def read_records(path: Path, on_bad: OnBad | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield (index, data) of each record of a file, one in memory at a time.
+class RestLost(InputError):
+    """A damaged record after which no other can be found in its file."""
 
-    A record with a wrong checksum raises InputError naming file and record, or with `on_bad` is reported and skipped; after a damaged
-    length nothing more of the file can be found, so the file ends there.
+
+def read_records(path: Path, indices: range | None = None) -> Iterator[tuple[int, bytes | InputError]]:
+    """Yield (index, data) of the records of a file, or of those in `indices`, one in memory at a time.
+
+    A record with a wrong checksum is an InputError naming file and record; so is one that is cut off or whose length is damaged, after
+    which nothing more of the file can be found: it is the last. What lies before `indices` is skipped by its length alone; the file
+    ends silently when it is damaged there.
     """
-
-    def report(message: str) -> None:
-        error = InputError(f"{path}: record {index} {message}")
-        if on_bad is None:
-            raise error
-        on_bad(error)
+    wanted = range(2**63 - 1) if indices is None else indices
 
     size = path.stat().st_size
     with path.open("rb") as file:
-        for index in count():
+        for index in range(wanted.stop):
             header = file.read(12)
             if not header:
                 return
-            if len(header) < 12:
-                return report("is truncated: the file ends inside it; copy the file again")
-            length, crc = struct.unpack("<QI", header)
-            if crc != _masked_crc(header[:8]):
-                return report("has a damaged length, the rest of the file is unreadable; copy the file again")
-            if length + 4 > size - file.tell():
-                return report("is truncated: the file ends inside it; copy the file again")
+            damage = _damage(header, size - file.tell())
+            if damage:
+                if index in wanted:
+                    yield index, RestLost(f"{path}: record {index} {damage}")
+                return
+            (length,) = struct.unpack("<Q", header[:8])
+            if index < wanted.start:
+                file.seek(length + 4, 1)
+                continue
             data = file.read(length)
             if struct.unpack("<I", file.read(4))[0] != _masked_crc(data):
-                report("is corrupt (its checksum is wrong); copy the file again, or skip it with --skip-bad")
-                continue
-            yield index, data
+                message = "is corrupt (its checksum is wrong); copy the file again, or skip it with --skip-bad"
+                yield index, InputError(f"{path}: record {index} {message}")
+            else:
+                yield index, data
+
+
+def _damage(header: bytes, rest: int) -> str:
+    """What makes the rest of a file unreadable, or nothing; rest: bytes of the file after the header."""
+    if len(header) == 12:
+        length, crc = struct.unpack("<QI", header)
+        if crc != _masked_crc(header[:8]):
+            return "has a damaged length, the rest of the file is unreadable; copy the file again"
+        if length + 4 <= rest:
+            return ""
+    return "is truncated: the file ends inside it; copy the file again"
 
 
 @cache

@@ -1,186 +1,242 @@
-"""convert: any EpisodeSource -> a training store, in one pass with flat memory."""
+"""convert: any EpisodeSource -> a training store, in parallel, with flat memory, resumed after a kill by the same call.
+
+Workers read and prepare a few episodes at a time; this process appends them in the source's order and commits. What is being made
+lies beside its place as `.<name>.partial`, and is renamed when it is whole.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.atomic import replacing
-from data.episode import Episode
+from data.atomic import check_place, install
 from data.errors import InputError
+from data.labels.rewards import RewardConfig
 from data.language import DATASET_MODEL, LanguageEncoder
-from data.labels.rewards import label
-from data.source import EpisodeSource, open_rlds
-from data.statistics import compute_statistics
-from data.store.store import VERSION, Store, is_store
-from data.store.zarr_array import ArrayWriter, MappedArray, write_array, write_group
+from data.source import EpisodeSource
+from data.store.array import replace_text
+from data.store.preparation import Preparation, Prepared, prepare_all
+from data.store.store import Store, is_store
+from data.store.writer import VERSION, StoreWriter, lock
 
 Progress = Callable[[int, int | None], None]
+_KIND = "training store"
+_STATE = ".conversion.json"
+_SKIPPED = ".skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class ConversionConfig:
+    """What becomes of the episodes.
+
+    preparation: which cameras, at which size, kept how. reward: the convention, or the data's own. episodes: at most so many.
+    """
+
+    preparation: Preparation = field(default_factory=Preparation)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    episodes: int | None = None
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` made. skipped: a line for each bad episode. dropped_cameras: those that not every episode has."""
+    """What `convert` made. skipped: a line for each bad episode. dropped_cameras: those that not every episode has.
+
+    resumed: how many episodes of the source an earlier, killed run had done.
+    """
 
     store: Store
     skipped: list[str]
     dropped_cameras: list[str]
+    resumed: int
 
 
 def convert(
-    source: EpisodeSource | str | Path,
+    source: EpisodeSource,
     out: str | Path,
+    config: ConversionConfig | None = None,
     *,
-    split: str = "train",
-    cameras: tuple[str, ...] | None = None,
-    success_steps: int = 3,
-    discount: float = 0.98,
     language: LanguageEncoder | None = None,
     overwrite: bool = False,
     skip_bad: bool = False,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write the store `out` from a source, or from a split of an RLDS folder, and open it.
+    """Write the store `out` from a source, and open it.
 
-    cameras: those to keep, which every episode must have; None keeps those that every episode has. success_steps and discount: the
-    reward convention (`data.labels.rewards`). language: embeds the instructions; `LanguageEncoder("dataset")` keeps the data's own embeddings.
-    progress: called with (episodes done, episodes in all). Raises InputError for bad input (with `skip_bad` an episode that is
-    bad is left out and reported), OSError when the disk fails; either way what was at `out` is untouched.
+    language: embeds the instructions; `LanguageEncoder("dataset")` keeps the data's own embeddings. workers: processes that read and
+    decode; 0 does it in this one. progress: called with (episodes done, episodes in all). Raises InputError for bad input (with
+    `skip_bad` an episode that is bad is left out and reported), OSError when the disk fails; what was at `out` is untouched then, and
+    what was converted so far is kept: the same call, or one with `skip_bad`, goes on from there.
     """
-    if success_steps < 1 or not 0 < discount <= 1:
-        raise InputError(f"success_steps is {success_steps} and discount {discount}; they must be >= 1 and in (0, 1]")
-    if not isinstance(source, EpisodeSource):
-        source = open_rlds(source, split)
-    language = language or LanguageEncoder()
-    skipped: list[str] = []
-    with replacing(Path(out), overwrite, is_store, "training store") as folder:
-        if language.model != DATASET_MODEL:
-            # A model that cannot be loaded is found out now, not after hours of conversion.
-            _ = language.dim
-        writer = _StoreWriter(folder, source, cameras, success_steps, discount, language)
-        for episode in source.read((lambda error: skipped.append(str(error))) if skip_bad else None, True):
-            try:
-                writer.add(episode)
-            except InputError as error:
-                if not skip_bad:
-                    raise
-                skipped.append(str(error))
+    config, language = config or ConversionConfig(), language or LanguageEncoder()
+    out = check_place(Path(out), overwrite, is_store, _KIND)
+    if language.model != DATASET_MODEL:
+        # A model that cannot be loaded is found out now, not after hours of conversion.
+        _ = language.dim
+    length = min(source.length, config.episodes or source.length)
+    work = _Work.begin(out, source, config, language)
+    try:
+        resumed = work.writer.state.position
+        tasks = prepare_all(source, range(resumed, length), config.preparation, workers)
+        for done, items in tasks:
+            for item in items:
+                work.add(item, done, skip_bad)
+            work.writer.commit(position=done)
             if progress is not None:
-                progress(len(writer.ends) + len(skipped), source.length)
-        if not writer.ends:
-            raise InputError(
-                f"{source.location}: no usable episode in split {source.split!r}" + "".join(f"; {s}" for s in skipped[:1])
-            )
-        writer.finish(len(skipped))
-    return Conversion(Store.open(out), skipped, sorted(writer.dropped))
+                progress(done, length)
+        work.finish(source, length)
+    finally:
+        work.writer.close()
+    install(work.folder, out, overwrite, is_store, _KIND)
+    return Conversion(Store.open(out), work.skipped, sorted(work.dropped), resumed)
 
 
 @dataclass
-class _StoreWriter:
+class _Work:
     folder: Path
-    source: EpisodeSource
-    cameras: tuple[str, ...] | None
-    success_steps: int
-    discount: float
-    language: LanguageEncoder
-    arrays: dict[str, ArrayWriter] = field(default_factory=dict)
-    ends: list[int] = field(default_factory=list)
-    success: list[int] = field(default_factory=list)
-    instructions: dict[str, int] = field(default_factory=dict)
-    dropped: set[str] = field(default_factory=set)
+    writer: StoreWriter
+    config: ConversionConfig
+    skipped: list[str]
+    dropped: set[str]
+    identity: dict[str, Any]
 
-    def add(self, episode: Episode) -> None:
-        """Append an episode, or raise InputError before anything of it is written."""
-        episode.validate()
-        if self.language.model == DATASET_MODEL and episode.instruction not in self.language.table:
-            if episode.instruction_embedding is None:
-                raise InputError(
-                    f"{episode.source}: carries no language_embedding; choose a sentence-transformers language model"
-                )
-            self.language.remember(episode.instruction, episode.instruction_embedding)
-        rows = self._rows(episode)
-        index = self.instructions.setdefault(episode.instruction, len(self.instructions))
-        rows["instruction_index"] = np.full(len(episode) + 1, index, np.int32)
-        for key, value in rows.items():
-            if key not in self.arrays:
-                self.arrays[key] = ArrayWriter(self.folder / "data" / key, value.dtype, value.shape[1:])
-            self.arrays[key].append(value)
-        self.ends.append((self.ends[-1] if self.ends else 0) + len(episode) + 1)
-        self.success.append(-1 if episode.success is None else int(episode.success))
-
-    def _rows(self, episode: Episode) -> dict[str, np.ndarray]:
-        reward, mask, mc_return = label(len(episode), episode.success, self.success_steps, self.discount)
-        rows = {"action": np.concatenate([episode.actions, episode.actions[-1:]]).astype(np.float32)}
-        for key, value in (("reward", reward), ("mask", mask), ("mc_return", mc_return)):
-            rows[key] = np.append(value, np.float32(0))
-        for key, value in episode.observations.items():
-            if not key.startswith("image_"):
-                rows[key] = value.astype(np.float32)
-            elif key not in self.dropped and (self.cameras is None or key in self.cameras):
-                rows[key] = value
-        self._match(episode, rows)
-        return rows
-
-    def _match(self, episode: Episode, rows: dict[str, np.ndarray]) -> None:
-        """Hold an episode to the keys and shapes of the first one; cameras that come or go are dropped unless they were asked for."""
-        missing = [key for key in self.cameras or () if key not in rows]
-        if missing:
-            raise InputError(
-                f"{episode.source}: has no {', '.join(missing)}; leave it out with --skip-bad, or choose other cameras"
-            )
-        if not self.ends:
-            return
-        gone = {key for key in self.arrays if key not in rows and key != "instruction_index"}
-        new = {key for key in rows if key not in self.arrays}
-        if any(not key.startswith("image_") for key in gone | new):
-            raise InputError(f"{episode.source}: has {', '.join(rows)}; the episodes before it have {', '.join(self.arrays)}")
-        for key in set(rows) - new:
-            if rows[key].shape[1:] != self.arrays[key].row_shape:
-                raise InputError(
-                    f"{episode.source}: {key} is {rows[key].shape[1:]} a step, {self.arrays[key].row_shape} in the episodes before it"
-                )
-        for key in gone:
-            self.arrays.pop(key).discard()
-        for key in new:
-            del rows[key]
-        self.dropped |= gone | new
-
-    def finish(self, skipped: int) -> None:
-        for writer in self.arrays.values():
-            writer.close()
-        final = np.asarray(self.ends) - 1
-        statistics = {}
-        for key, writer in self.arrays.items():
-            if key == "action" or (writer.dtype == np.float32 and len(writer.row_shape) == 1):
-                statistics[key] = compute_statistics(np.delete(MappedArray(writer.folder).load(), final, axis=0))
-        counts = {
-            "episodes": len(self.ends),
-            "steps": self.ends[-1],
-            "transitions": self.ends[-1] - len(self.ends),
-            "skipped": skipped,
-        }
-        write_array(self.folder / "meta" / "episode_ends", np.asarray(self.ends, np.int64))
-        write_array(self.folder / "meta" / "success", np.asarray(self.success, np.int8))
-        write_array(self.folder / "meta" / "instruction_embeddings", self.language.encode(list(self.instructions)))
-        write_group(self.folder / "data")
-        write_group(self.folder / "meta")
-        (self.folder / "dataset_statistics.json").write_text(
+    @classmethod
+    def begin(cls, out: Path, source: EpisodeSource, config: ConversionConfig, language: LanguageEncoder) -> _Work:
+        """Start in the folder beside `out`, or go on in it if it holds the same conversion."""
+        folder = out.parent / f".{out.name}.partial"
+        action, reward = source.action, config.reward.to_json()
+        provenance = {"name": source.name, "path": source.location, "split": source.split}
+        identity = json.loads(
             json.dumps(
-                {**statistics, "num_trajectories": counts["episodes"], "num_transitions": counts["transitions"]}, indent=1
+                {"version": VERSION, **asdict(config), "source": provenance, "action": action, "language": language.model}
             )
         )
-        attributes = {
-            "robot_rl_store": VERSION,
-            "source": {"name": self.source.name, "path": self.source.location, "split": self.source.split},
-            "action": self.source.action,
-            "statistics": statistics,
-            "reward": {"step": -1.0, "success": 0.0, "success_steps": self.success_steps, "discount": self.discount},
-            "language_model": self.language.model,
-            "instructions": list(self.instructions),
-            "counts": counts,
-        }
-        write_group(self.folder, attributes)
+        state = _read_state(folder)
+        if state is None or state["identity"] != identity:
+            if folder.is_dir():
+                os.close(lock(folder))  # InputError when somebody is at work there
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            attributes = {
+                "robot_rl_store": VERSION,
+                "source": provenance,
+                "action": action,
+                "reward": reward,
+                "language_model": language.model,
+                "changes": [],
+            }
+            writer = StoreWriter(folder, attributes, language, config.preparation.storage == "jpeg")
+            work = cls(folder, writer, config, [], set(), identity)
+            work.save()
+            return work
+        for camera in state["dropped"]:
+            for kind in ("data", "jpeg"):
+                shutil.rmtree(folder / kind / camera, ignore_errors=True)
+        writer = StoreWriter(folder, None, language, config.preparation.storage == "jpeg")
+        return cls(folder, writer, config, _read_skipped(folder, writer.state.position), set(state["dropped"]), identity)
+
+    def save(self) -> None:
+        replace_text(self.folder / _STATE, json.dumps({"identity": self.identity, "dropped": sorted(self.dropped)}))
+
+    def skip(self, error: InputError, position: int) -> None:
+        self.skipped.append(str(error))
+        with (self.folder / _SKIPPED).open("a") as file:
+            file.write(json.dumps([position, str(error)]) + "\n")
+
+    def add(self, item: Prepared | InputError, position: int, skip_bad: bool) -> None:
+        """Append an episode, or, of a bad one, nothing: InputError, or a line among the skipped."""
+        try:
+            if isinstance(item, InputError):
+                raise item
+            rows = self._rows(item)
+            if self.writer.language.model == DATASET_MODEL and item.instruction_embedding is None:
+                raise InputError(
+                    f"{item.source}: carries no language_embedding; choose a sentence-transformers language model"
+                )
+            number = self.writer.instruction(item.instruction, item.instruction_embedding)
+        except InputError as error:
+            if not skip_bad:
+                raise
+            self.skip(error, position)
+            return
+        rows["instruction_index"] = np.full(item.length + 1, number, np.int32)
+        self.writer.append(rows)
+        self.writer.end_episode(item.success)
+
+    def _rows(self, item: Prepared) -> dict[str, Any]:
+        labels = self.config.reward.label(item.length, item.success, item.rewards, item.terminated, item.source)
+        rows: dict[str, Any] = {**item.rows}
+        for key, value in zip(("reward", "mask", "mc_return"), labels, strict=True):
+            rows[key] = np.append(value, np.float32(0))
+        for camera in self.dropped:
+            rows.pop(camera, None)
+        if self.writer.rows:
+            self._match(item, rows)
+        return rows
+
+    def _match(self, item: Prepared, rows: dict[str, Any]) -> None:
+        """Hold an episode to the keys and shapes of the first one; cameras that come or go are dropped unless they were asked for."""
+        arrays = self.writer.arrays
+        gone = {key for key in arrays if key not in rows and key != "instruction_index"}
+        new = {key for key in rows if key not in arrays}
+        if any(not key.startswith("image_") for key in gone | new):
+            raise InputError(f"{item.source}: has {', '.join(rows)}; the episodes before it have {', '.join(arrays)}")
+        for key in set(rows) - new:
+            shape = item.image_shapes.get(key) or rows[key].shape[1:]
+            if shape != arrays[key].row_shape:
+                raise InputError(
+                    f"{item.source}: {key} is {shape} a step, {arrays[key].row_shape} in the episodes before it; "
+                    "leave it out with --skip-bad" + (", or give all one size with --image-size" if key in item.image_shapes else "")
+                )
+        if gone | new:
+            # Noted before it is done: a killed run does not find half a camera.
+            self.dropped |= gone | new
+            self.save()
+            for key in gone:
+                self.writer.drop(key)
+            for key in new:
+                del rows[key]
+
+    def finish(self, source: EpisodeSource, length: int) -> None:
+        if not self.writer.episodes:
+            first = "".join(f"; {line}" for line in self.skipped[:1])
+            raise InputError(f"{source.location}: no usable episode in split {source.split!r}{first}")
+        changes = [*source.changes, *self.config.preparation.changes()]
+        if self.dropped:
+            changes.append(f"cameras that not every episode has are left out: {', '.join(sorted(self.dropped))}")
+        if self.skipped:
+            changes.append(f"{len(self.skipped)} bad episodes are left out")
+        if length < source.length:
+            changes.append(f"only the first {length} of {source.length} episodes are kept")
+        self.writer.finish(changes, len(self.skipped))
+        for name in (_STATE, _SKIPPED):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads((folder / _STATE).read_text())
+        return state if isinstance(state, dict) and {"identity", "dropped"} <= set(state) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _read_skipped(folder: Path, position: int) -> list[str]:
+    """What was skipped up to the last commit; a line that a kill cut off is of an episode that is read again."""
+    path, kept = folder / _SKIPPED, []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            at, message = json.loads(line)
+        except ValueError:
+            break
+        if at <= position:
+            kept.append((at, message))
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return [message for _, message in kept]

@@ -10,19 +10,24 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from data.labels.relabelling import Relabelling, relabelled
 from data.store.store import Store
+
+_LABELS = ("reward", "discount", "mc_return")
 
 
 class ChunkSampler:
     """Draws windows of `horizon` H actions, uniformly over the valid start rows (`starts`).
 
-    In an episode of T transitions, with n = min(H, T - t) steps recorded from t on:
+    The backup is N steps long, H unless `n_step` says otherwise. In an episode of T transitions, with n = min(N, T - t) steps recorded
+    from t on:
         reward   = sum_{i<n} gamma^i r_{t+i} prod_{j<i} mask_{t+j}
         discount = gamma^n prod_{i<n} mask_{t+i}                     (the factor of the next value, gamma and mask included)
-    and the next observation is row t+n. Where n < H the chunk is padded with the last action. In a success those steps are terminal
-    (discount 0), so the padding is never bootstrapped through. A failure is not terminal: there a padded chunk would get the
-    value of actions that were never taken, so critics start only where t + H <= T. `every_start` (behaviour cloning) starts anywhere,
-    and leaves out the next observations, which cloning has no use for.
+    and the next observation is row t+n. Where T - t < H the chunk is padded with the last action. Where an episode ends in a terminal
+    step (a success) those steps have discount 0, so the padding is never bootstrapped through. An episode that does not (a failure, one
+    that was cut off or still runs) would give a padded chunk the value of actions that were never taken, so critics start there only where
+    t + max(H, N) <= T. `every_start` (behaviour cloning) starts anywhere, and leaves out the next observations, which cloning
+    has no use for.
     """
 
     def __init__(
@@ -33,87 +38,146 @@ class ChunkSampler:
         keys: tuple[str, ...] | None = None,
         every_start: bool = False,
         window: int = 1,
+        n_step: int | None = None,
+        relabelling: Relabelling | None = None,
+        starts_per_episode: int | None = None,
+        episodes: int | None = None,
     ) -> None:
         """discount: gamma of one control step, the store's own if None. keys: the observations to return, all if None.
 
         window: with W > 1 each observation comes with those before it, [B,W,...], and `timestep_pad_mask` as in policies/history.py.
+        relabelling: instructions other than the episode's own (see data/labels/relabelling.py). episodes, starts_per_episode: draw
+        from so many episodes only, evenly spread, and from so many starts of each.
         """
-        if horizon < 1:
-            raise InputError(f"the chunk must have at least one action, got {horizon}")
+        if horizon < 1 or (n_step is not None and n_step < 1):
+            raise InputError(f"the chunk must have at least one action and the backup one step, got {horizon} and {n_step}")
         self.store, self.horizon, self.window, self.every_start = store, horizon, window, every_start
+        self.n_step = n_step or horizon
         self.discount = float(store.reward["discount"] if discount is None else discount)
         self.keys = tuple(store.observation_keys) if keys is None else keys
         for key in self.keys:
             store.shape(key)
+        self.relabelling = relabelling or Relabelling()
+        self.relabelling.check(store)
+        self._starts_per_episode, self._episodes = starts_per_episode, episodes
         # Everything but the images is small: it lives in memory.
-        self._ram = {key: store.load(key) for key in self.keys if not key.startswith("image_")}
-        self._action, self._mc_return = store.load("action"), store.load("mc_return")
-        self._instruction = store.load("instruction_index")
-        self._embeddings = store.language.encode(store.instructions)
-
-        rows = np.diff(store.episode_ends, prepend=0)
-        self._texts = np.asarray(store.instructions, dtype=object)
-        # The first and the final observation's row of each row's episode.
-        self._first = np.repeat(store.episode_ends - rows, rows)
-        self._final = np.repeat(store.episode_ends - 1, rows)
-        self._reward, self._discount = self._chunk_returns(store.load("reward"), store.load("mask"))
-        row = np.arange(len(self._final))
-        last_start = self._final - 1
-        if not every_start:
-            last_start = np.where(np.repeat(store.success == 0, rows), self._final - horizon, last_start)
-        self.starts = np.flatnonzero(row <= last_start)
-        longest = rows.max() - 1
-        if horizon > longest or not len(self.starts):
+        self._ram: dict[str, np.ndarray] = {}
+        self._read(0, 0)
+        if not len(self.starts):
+            longest = int(np.diff(store.episode_ends, prepend=0).max()) - 1
             raise InputError(
-                f"{store.path}: no episode is long enough for a chunk of {horizon} actions (the longest has {longest}); choose a "
-                "shorter --chunk"
+                f"{store.path}: no episode is long enough for a chunk of {max(horizon, self.n_step)} actions (the longest has {longest}); "
+                "choose a shorter --chunk"
             )
+
+    def refresh(self) -> bool:
+        """See what a writer in another process has committed since; whether there was anything."""
+        closed = self.store.committed.episodes
+        if not self.store.refresh():
+            return False
+        # An episode that still ran has other labels now.
+        self._read(closed, int(self.store.episode_ends[closed - 1]) if closed else 0)
+        return True
+
+    def _read(self, episode: int, start: int) -> None:
+        """Load what lies behind row `start`, where episode number `episode` begins."""
+        store, new = self.store, np.arange(start, self.store.rows)
+        vectors = {key: store.gather(key, new) for key in self.keys if not key.startswith("image_")}
+        reward, mask, mc_return = store.labels(start)
+        ends = store.episode_ends[episode:]
+        rows = np.diff(ends, prepend=start)
+        # The first and the final observation's row of each row's episode, and which episode that is.
+        loaded = {
+            **vectors,
+            "action": store.gather("action", new),
+            "instruction_index": store.gather("instruction_index", new),
+            "mc_return": mc_return,
+            "first": np.repeat(ends - rows, rows),
+            "final": np.repeat(ends - 1, rows),
+            "episode": np.repeat(np.arange(episode, episode + len(rows)), rows),
+        }
+        loaded["reward"], loaded["discount"] = self._backup(reward, mask, loaded["final"] - start)
+        loaded["terminal"] = mask[np.maximum(loaded["final"] - 1 - start, 0)] == 0
+        self._ram = {
+            key: np.concatenate([self._ram[key][:start], value]) if start else value for key, value in loaded.items()
+        }
+        self._embeddings = store.language.encode(store.instructions)
+        self._texts = np.asarray(store.instructions, dtype=object)
+        self.starts = self._find_starts()
+
+    def _find_starts(self) -> np.ndarray:
+        final, row = self._ram["final"], np.arange(self.store.rows)
+        last = final - 1
+        if not self.every_start:
+            last = np.where(self._ram["terminal"], last, final - max(self.horizon, self.n_step))
+        # A chunk longer than every episode is a mistake, not data.
+        valid = (row <= last) & (self.horizon <= np.diff(self.store.episode_ends, prepend=0).max() - 1)
+        count = self.store.length
+        if self._episodes is not None and self._episodes < count:
+            chosen = np.zeros(count, bool)
+            chosen[np.linspace(0, count - 1, self._episodes).round().astype(int)] = True
+            valid &= chosen[self._ram["episode"]]
+        if self._starts_per_episode is not None:
+            length, number = last - self._ram["first"] + 1, row - self._ram["first"]
+            # Every start whose number crosses a multiple of length / limit: evenly spread, at most so many.
+            limit = np.minimum(self._starts_per_episode, np.maximum(length, 1))
+            valid &= (number * limit) // np.maximum(length, 1) != ((number - 1) * limit) // np.maximum(length, 1)
+        return np.flatnonzero(valid)
 
     def __len__(self) -> int:
         """Number of valid starts."""
         return len(self.starts)
 
-    def _chunk_returns(self, reward: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _backup(self, reward: np.ndarray, mask: np.ndarray, final: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         row = np.arange(len(reward))
         total, factor = np.zeros(len(reward)), np.ones(len(reward))
-        for i in range(self.horizon):
-            at = np.minimum(row + i, self._final)
-            inside = row + i < self._final
+        for i in range(self.n_step):
+            at = np.minimum(row + i, final)
+            inside = row + i < final
             total += np.where(inside, factor * reward[at], 0.0)
             factor *= np.where(inside, self.discount * mask[at], 1.0)
         return total.astype(np.float32), factor.astype(np.float32)
 
     def batch(self, rows: np.random.Generator | np.ndarray, size: int | None = None) -> dict[str, Any]:
-        """B windows: `size` drawn by a generator, or those that start at the given rows [B].
+        """B windows: `size` drawn by a generator, or those that start at the given rows [B], which are not relabelled.
 
         observations, next_observations: {key: [B,...], "instruction": B strings, "instruction_embedding": float32 [B,D]}; actions:
         float32 [B,H,A], physical units; reward, discount (see above), mc_return (at the start): float32 [B]; instruction_index: int32
         [B]; rows: int64 [B].
         """
+        generator = rows if isinstance(rows, np.random.Generator) else None
         if isinstance(rows, np.random.Generator):
             rows = self.starts[rows.integers(len(self.starts), size=size)]
-        final = self._final[rows]
+        ram, final = self._ram, self._ram["final"][rows]
+        instruction = ram["instruction_index"][rows]
+        labels = {key: ram[key][rows] for key in _LABELS}
+        if generator is not None and self.relabelling.active:
+            steps = final - rows
+            fits = steps >= max(self.horizon, self.n_step)
+            achieved = self.store.achieved[ram["episode"][rows]]
+            instruction, labels = relabelled(
+                self.relabelling, generator, instruction, labels, achieved, steps, fits, self.n_step, self.discount, self.store
+            )
         chunk = np.minimum(rows[:, None] + np.arange(self.horizon), final[:, None] - 1)
         following = (
-            {} if self.every_start else {"next_observations": self._observations(np.minimum(rows + self.horizon, final))}
+            {}
+            if self.every_start
+            else {"next_observations": self._observations(np.minimum(rows + self.n_step, final), instruction)}
         )
         return {
-            "observations": self._observations(rows),
+            "observations": self._observations(rows, instruction),
             **following,
-            "actions": self._action[chunk],
-            "reward": self._reward[rows],
-            "discount": self._discount[rows],
-            "mc_return": self._mc_return[rows],
-            "instruction_index": self._instruction[rows],
+            "actions": ram["action"][chunk],
+            **labels,
+            "instruction_index": instruction,
             "rows": rows,
         }
 
-    def _observations(self, rows: np.ndarray) -> dict[str, Any]:
-        instruction = self._instruction[rows]
+    def _observations(self, rows: np.ndarray, instruction: np.ndarray) -> dict[str, Any]:
         episode = {"instruction": self._texts[instruction].tolist(), "instruction_embedding": self._embeddings[instruction]}
         if self.window > 1:
             back = rows[:, None] - np.arange(self.window - 1, -1, -1)
-            first = self._first[rows][:, None]
+            first = self._ram["first"][rows][:, None]
             episode["timestep_pad_mask"] = back >= first
             rows = np.maximum(back, first)
         steps = {key: self._ram[key][rows] if key in self._ram else self._gather(key, rows) for key in self.keys}

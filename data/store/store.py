@@ -1,31 +1,39 @@
-"""Store: the training store, diffusion_policy's zarr layout with rewards, statistics and provenance. Read-only; `convert` writes it.
+"""Store: the training store, diffusion_policy's zarr layout with rewards, statistics and provenance. Read-only; StoreWriter writes it.
 
     data/{action, proprio, state, image_*}            concatenated over time, T+1 rows an episode of T transitions
     data/{reward, mask, mc_return, instruction_index} the same rows
-    meta/{episode_ends, success}                      episode_ends: cumulative and exclusive, in rows; success: 1, 0, or -1 unlabelled
-    meta/instruction_embeddings                       float32 [N,D], row i for attributes["instructions"][i]
+    jpeg/image_*/{bytes, ends}                        cameras that are kept as JPEG, in place of data/image_*
+    meta/{episode_ends, success}                      an episode each; episode_ends: cumulative and exclusive, in rows; success: 1, 0, or
+                                                      -1 unlabelled
+    meta/achieved                                     where hindsight was labelled: the instruction that an episode achieved, or -1
+    meta/instruction_embeddings                       float32 [N,D], row i for line i of instructions.jsonl
+    meta/.commit                                      how many rows and episodes count (data/store/commit.py)
 
 The last row of an episode is its final observation: no transition starts there. Its action repeats the last one, its reward, mask
-and mc_return are 0.
+and mc_return are 0. A store that is being written to may end in an episode that still runs: `Store.running`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.episode import check_action
+from data.episode import Episode, check_action
 from data.errors import InputError
+from data.labels.rewards import RewardConfig
 from data.language import LanguageEncoder
-from data.store.zarr_array import MappedArray
+from data.store.array import MappedArray
+from data.store.commit import COMMIT, Committed, read_commit
+from data.store.frames import JpegFrames
+from data.store.writer import INSTRUCTIONS, VERSION, read_instructions
 
-VERSION = 1
 LABELS = ("action", "reward", "mask", "mc_return", "instruction_index")
-ATTRIBUTES = ("robot_rl_store", "source", "action", "statistics", "reward", "language_model", "instructions", "counts")
+ATTRIBUTES = ("robot_rl_store", "source", "action", "statistics", "reward", "language_model", "counts", "changes")
 
 
 def is_store(path: Path) -> bool:
@@ -36,16 +44,22 @@ def is_store(path: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Store:
-    """attributes: the group's, as `convert` wrote them. arrays: data/<key>. episode_ends: int64 [E], in rows. success: int8 [E]."""
+    """attributes: the group's. arrays: by key. episode_ends: int64 [E], in rows. success: int8 [E]. achieved: int32 [E].
+
+    It shows what counted when it was opened or last refreshed. It is an EpisodeSource.
+    """
 
     path: Path
     attributes: dict[str, Any]
-    arrays: dict[str, MappedArray]
+    arrays: dict[str, MappedArray | JpegFrames]
     episode_ends: np.ndarray
     success: np.ndarray
+    achieved: np.ndarray
     language: LanguageEncoder
+    instructions: list[str]
+    committed: Committed
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -64,21 +78,100 @@ class Store:
         if missing:
             raise InputError(f"{path}/.zattrs: lacks {', '.join(missing)}; convert the dataset again")
         check_action(attributes["action"], f"{path}/.zattrs")
-        keys = (
-            sorted(folder.name for folder in (path / "data").iterdir() if folder.is_dir()) if (path / "data").is_dir() else []
+        committed = read_commit(path / "meta" / COMMIT)
+        if committed.rows < 2:
+            raise InputError(f"{path}: holds no transition yet; wait for its writer, or remove it")
+        cameras = sorted(folder.name for folder in (path / "jpeg").glob("*/")) if (path / "jpeg").is_dir() else []
+        keys = sorted(folder.name for folder in (path / "data").glob("*/")) if (path / "data").is_dir() else []
+        arrays: dict[str, MappedArray | JpegFrames] = {
+            key: MappedArray(path / "data" / key, committed.rows) for key in dict.fromkeys((*LABELS, *keys))
+        }
+        arrays |= {key: JpegFrames(path / "jpeg" / key, committed.rows) for key in cameras}
+        language = LanguageEncoder(attributes["language_model"])
+        store = cls(path, attributes, arrays, *(np.empty(0, int) for _ in range(3)), language, [], committed)
+        store._load_episodes()
+        store._check()
+        return store
+
+    def refresh(self) -> bool:
+        """See what a writer in another process has committed since; whether there was anything."""
+        committed = read_commit(self.path / "meta" / COMMIT)
+        if committed == self.committed:
+            return False
+        self.committed = committed
+        for array in self.arrays.values():
+            array.grow(committed.rows)
+        self._load_episodes()
+        return True
+
+    def _load_episodes(self) -> None:
+        count, meta = self.committed.episodes, self.path / "meta"
+        ends, success = (np.array(MappedArray(meta / key, count).view) for key in ("episode_ends", "success"))
+        achieved = np.full(count, -1, np.int32)
+        if (meta / "achieved").is_dir():
+            labelled = MappedArray(meta / "achieved").view[:count]
+            achieved[: len(labelled)] = labelled
+        whole = int(ends[-1]) if count else 0
+        if self.committed.rows > whole + 1:
+            # It still runs: neither a success nor a failure yet.
+            ends, success, achieved = np.append(ends, self.committed.rows), np.append(success, -1), np.append(achieved, -1)
+        self.episode_ends, self.success, self.achieved = ends, success, achieved
+        texts = read_instructions(self.path / INSTRUCTIONS)
+        if len(texts) > len(self.instructions):
+            embeddings = MappedArray(meta / "instruction_embeddings", len(texts)).view
+            for text, embedding in zip(texts[len(self.instructions) :], embeddings[len(self.instructions) :], strict=True):
+                self.language.remember(text, embedding)
+            self.instructions = texts
+
+    @property
+    def running(self) -> bool:
+        """Whether the last episode has not ended; its labels are those of `labels`, not of the arrays."""
+        return len(self.episode_ends) > self.committed.episodes
+
+    def labels(self, start: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """reward, mask and mc_return of the rows from `start` on, which begins an episode: float32 [rows - start] each.
+
+        An episode that still runs has, until it ends, the labels of a failure: no reward is known that would end it.
+        """
+        reward, mask, mc_return = (
+            np.array(self._array(key).gather(np.arange(start, self.rows))) for key in ("reward", "mask", "mc_return")
         )
-        arrays = {key: MappedArray(path / "data" / key) for key in dict.fromkeys((*LABELS, *keys))}
-        ends, success, embeddings = (
-            MappedArray(path / "meta" / key).load() for key in ("episode_ends", "success", "instruction_embeddings")
-        )
-        _check(path, attributes, arrays, ends, success, embeddings)
-        language = LanguageEncoder(attributes["language_model"], dict(zip(attributes["instructions"], embeddings, strict=True)))
-        return cls(path, attributes, arrays, ends, success, language)
+        if self.running:
+            first = (int(self.episode_ends[-2]) if len(self.episode_ends) > 1 else 0) - start
+            config, given = RewardConfig.from_json(self.reward), reward[first:-1]
+            length = self.rows - start - first - 1
+            running = config.label(length, False, given, False, str(self.path))
+            for array, values in zip((reward, mask, mc_return), running, strict=True):
+                array[first:] = np.append(values, np.float32(0))
+        return reward, mask, mc_return
+
+    @property
+    def rows(self) -> int:
+        """Observations in all: T+1 an episode."""
+        return int(self.episode_ends[-1]) if len(self.episode_ends) else 0
 
     @property
     def name(self) -> str:
         """The dataset it was made from."""
         return str(self.attributes["source"]["name"])
+
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
+    @property
+    def split(self) -> str:
+        return str(self.attributes["source"]["split"])
+
+    @property
+    def length(self) -> int:
+        """Number of episodes."""
+        return len(self.episode_ends)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What conversion did to the data, a line each."""
+        return tuple(self.attributes["changes"])
 
     @property
     def action(self) -> dict[str, Any]:
@@ -87,64 +180,70 @@ class Store:
 
     @property
     def statistics(self) -> dict[str, dict[str, list[float]]]:
-        """mean, std, min, max, q01 and q99 over the transition rows, of `action`, `proprio` and `state`."""
+        """mean, std, min, max, q01 and q99 over the transition rows, of `action`, `proprio` and `state`, as of the last `finish`."""
         return dict(self.attributes["statistics"])
 
     @property
     def reward(self) -> dict[str, Any]:
-        """The reward convention: step and success rewards, success_steps, discount."""
+        """The reward convention: its kind, step and success rewards, success_steps, discount."""
         return dict(self.attributes["reward"])
 
     @property
-    def instructions(self) -> list[str]:
-        return list(self.attributes["instructions"])
-
-    @property
     def counts(self) -> dict[str, int]:
-        """episodes, steps (observations, T+1 an episode) and transitions."""
-        return dict(self.attributes["counts"])
+        """episodes, steps (observations, T+1 an episode), transitions, and how many episodes conversion skipped."""
+        steps = {"steps": self.rows, "transitions": self.rows - self.length}
+        return {"episodes": self.length, **steps, "skipped": int(self.attributes["counts"].get("skipped", 0))}
 
     @property
     def observation_keys(self) -> list[str]:
-        return [key for key in self.arrays if key not in LABELS]
+        return sorted(key for key in self.arrays if key not in LABELS)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one row of data/<key>. InputError when there is no such key."""
+        """Shape of one row of an array. InputError when there is no such key."""
         return self._array(key).shape[1:]
 
     def gather(self, key: str, rows: np.ndarray) -> np.ndarray:
-        """Rows [N] of data/<key>, copied from mapped memory: [N, ...]."""
+        """Rows [N] of an array, copied: [N, ...]."""
         return self._array(key).gather(rows)
 
     def load(self, key: str) -> np.ndarray:
-        """The whole of data/<key>, in memory: [rows, ...]."""
-        return self._array(key).load()
+        """The whole of an array, in memory: [rows, ...]."""
+        return self._array(key).gather(np.arange(self.rows))
 
-    def _array(self, key: str) -> MappedArray:
+    def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
+        """Episodes `indices`, as they were before they were labelled with rewards."""
+        for index in indices:
+            first, last = int(self.episode_ends[index - 1]) if index else 0, int(self.episode_ends[index])
+            rows = np.arange(first, last)
+            text = self.instructions[int(self.gather("instruction_index", rows[:1])[0])]
+            mask = self.gather("mask", rows[-2:-1])
+            given = self.reward["kind"] == "given"
+            yield Episode(
+                observations={
+                    key: self.gather(key, rows) for key in self.observation_keys if images or not key.startswith("image_")
+                },
+                actions=self.gather("action", rows[:-1]),
+                instruction=text,
+                success={1: True, 0: False}.get(int(self.success[index])),
+                source=f"{self.path} episode {index}",
+                instruction_embedding=self.language.table[text],
+                rewards=self.gather("reward", rows[:-1]) if given else None,
+                terminated=bool(mask[0] == 0) if given else None,
+            )
+
+    def verify(self) -> None:
+        """Read everything and compare it with the checksums. InputError names the first file that differs."""
+        for array in self.arrays.values():
+            array.verify()
+
+    def _array(self, key: str) -> MappedArray | JpegFrames:
         if key not in self.arrays:
             raise InputError(f"{self.path}: has no {key!r}; it has {', '.join(self.arrays)}")
         return self.arrays[key]
 
-
-def _check(
-    path: Path,
-    attributes: dict[str, Any],
-    arrays: dict[str, MappedArray],
-    ends: np.ndarray,
-    success: np.ndarray,
-    embeddings: np.ndarray,
-) -> None:
-    rows = int(ends[-1]) if len(ends) else 0
-    if not rows or len(ends) != len(success) or (np.diff(ends, prepend=0) < 2).any():
-        raise InputError(f"{path}/meta: episode_ends and success do not describe whole episodes; convert the dataset again")
-    for key, array in arrays.items():
-        if len(array) != rows:
-            raise InputError(f"{path}/data/{key}: has {len(array)} rows, the episodes have {rows}; convert the dataset again")
-    if len(embeddings) != len(attributes["instructions"]):
-        raise InputError(
-            f"{path}/meta/instruction_embeddings: {len(embeddings)} for {len(attributes['instructions'])} instructions"
-        )
-    if arrays["action"].shape[1:] != (len(attributes["action"]["names"]),):
-        raise InputError(
-            f"{path}/data/action: rows of {arrays['action'].shape[1:]}, described with {attributes['action']['names']}"
-        )
+    def _check(self) -> None:
+        if (np.diff(self.episode_ends, prepend=0) < 2).any() or self.rows > self.committed.rows:
+            raise InputError(f"{self.path}/meta: episode_ends does not describe whole episodes; convert the dataset again")
+        names = self.attributes["action"]["names"]
+        if self.rows and self.arrays["action"].shape[1:] != (len(names),):
+            raise InputError(f"{self.path}/data/action: rows of {self.arrays['action'].shape[1:]}, described with {names}")

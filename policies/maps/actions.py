@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from data.rotations import convert, from_quaternion, inverse, multiply, representation_size, to_quaternion
 from policies.base import ActionSpec
 from policies.maps.fields import Fields
 from policies.maps.grippers import StickyGripper
-from policies.maps.rotations import convert, from_quaternion, inverse, multiply, representation_size, to_quaternion
 
 Grippers = Mapping[str, StickyGripper]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from data.rotations import convert, representation_size
 from policies.maps.fields import Fields
-from policies.maps.rotations import convert, representation_size
 
 LAYOUTS = ("HWC", "CHW")
 # (lowest, highest) of float pictures.

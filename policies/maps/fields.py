@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.errors import InputError
-from policies.maps.rotations import representation_size
+from data.rotations import representation_size
 
 _REQUIRED: Any = object()
 

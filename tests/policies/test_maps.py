@@ -19,7 +19,7 @@ from policies.config import GaussianConfig
 from policies.mapped import MappedPolicy
 from policies.maps import PolicyMap, StickyGripper, load_map, presets
 from policies.maps.entries import Image, Text
-from policies.maps.rotations import angle_between, convert, to_quaternion
+from data.rotations import angle_between, convert, to_quaternion
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.recipes import train_policy
 from tests.policies.families import VECTORS, make

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
-from policies.maps.rotations import (
+from data.rotations import (
     angle_between,
     convert,
     from_quaternion,

@@ -1,0 +1,180 @@
+"""Rule: how to read one dataset, as data. From a robot_rl.json, from what the format itself says, or from the Open-X registry.
+
+    {"action": {"names", "units", "low", "high", "frame", "control_hz"}, "observations": {our key: their key, or a list of parts},
+     "actions": their key or parts, "instruction": their text key or {"text": "..."}, "reward": their key, "terminated": their key,
+     "success": their metadata key, {"reward": threshold} or {"metadata": key, "contains": text}, "camera_flags": {our camera: flag},
+     "skip": ["no instruction", "failures"], "first_step": 1, "every": 5, "notes": ["for people"]}
+
+Only `action` and `observations` are required. See data.open_x.parts for parts; none of this is code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.episode import check_action
+from data.errors import InputError
+from data.formats.base import DESCRIPTION_FILE, Feature
+from data.open_x.parts import Part, parse_parts
+
+SKIP = ("no instruction", "failures")
+_FIELDS = {
+    *("action", "observations", "actions", "instruction", "reward", "terminated", "success"),
+    *("camera_flags", "skip", "first_step", "every", "notes"),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """See the module. observations holds the vectors, cameras the images; a None reward, terminated or success is not in the data.
+
+    instruction: a step feature, or "" where `text` is the instruction of every episode. success: (kind, key, value), kind one of
+    "metadata", "reward", "contains". first_step, every: steps before the first are left out, and of the rest every k-th is read.
+    """
+
+    action: dict[str, Any]
+    actions: tuple[Part, ...]
+    observations: dict[str, tuple[Part, ...]]
+    cameras: dict[str, str]
+    instruction: str = ""
+    text: str = ""
+    reward: str | None = None
+    terminated: str | None = None
+    success: tuple[str, str, Any] = ("metadata", "success", None)
+    camera_flags: dict[str, str] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    first_step: int = 0
+    every: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What standardisation does to the data, a line each, for people."""
+        lines = [f"action: {line}" for part in self.actions for line in part.changes()]
+        for key, parts in self.observations.items():
+            lines += [f"{key}: {line}" for part in parts for line in part.changes()]
+        lines += [f"the first {self.first_step} steps of an episode are left out"] if self.first_step else []
+        lines += [f"only every {self.every}th step is read"] if self.every > 1 else []
+        lines.append(
+            "an episode of N observations has N-1 transitions: an action of the last one has no outcome and is left out"
+        )
+        lines += [f"episodes left out: {what}" for what in self.skip]
+        return (*lines, *self.notes)
+
+
+def rule_for(dataset: Any, description: str | Path | None = None) -> Rule:
+    """The rule of a dataset: `description` (a file), else the dataset's own, else the registry's. InputError tells what is wrong."""
+    if description is not None:
+        where, values = str(description), read_description(Path(description))
+    elif dataset.description is not None:
+        where, values = str(dataset.path / DESCRIPTION_FILE), dataset.description
+    else:
+        from data.open_x.registry import registry
+
+        where, values = f"the registry's entry {dataset.name}", registry().get(dataset.name)
+    if values is None:
+        example = '{"action": {"names": [...], "units": ..., "low", "high", "frame", "control_hz"}, "observations": {"proprio": "..."}}'
+        raise InputError(
+            f"{dataset.path}: no rule for dataset {dataset.name!r}; describe it in {DESCRIPTION_FILE} beside it as {example} (`robot-rl "
+            f"data inspect --draft` drafts one); its step features are {', '.join(sorted(dataset.features))}"
+        )
+    return make_rule(values, dataset.features, where)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """A robot_rl.json. InputError when it is missing or no JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a readable description of a dataset ({error})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def make_rule(values: dict[str, Any], features: Mapping[str, Feature], where: str) -> Rule:
+    """Parse a description and hold it against the features of a dataset. InputError names the field, and the features there are."""
+    unknown = sorted(set(values) - _FIELDS)
+    if unknown:
+        raise InputError(f"{where}: unknown field {', '.join(map(repr, unknown))}; there are {', '.join(sorted(_FIELDS))}")
+    action, observations = check_action(values.get("action"), where), values.get("observations")
+    if not isinstance(observations, dict) or not observations:
+        raise InputError(f'{where}: `observations` must map our names to step features, as {{"proprio": "observation/state"}}')
+    cameras = {ours: theirs for ours, theirs in observations.items() if ours.startswith("image_")}
+    if not all(isinstance(theirs, str) for theirs in cameras.values()):
+        raise InputError(f"{where}: `observations` must map each camera to one step feature, not to parts")
+    instruction = values.get("instruction", "language_instruction")
+    fixed = isinstance(instruction, dict)
+    if not isinstance(instruction.get("text") if fixed else instruction, str):
+        raise InputError(f'{where}: `instruction` is {instruction!r}; it must be a step feature or {{"text": "..."}}')
+    rule = Rule(
+        action=action,
+        actions=parse_parts(values.get("actions", "action"), f"{where}: actions"),
+        observations={
+            ours: parse_parts(theirs, f"{where}: {ours}") for ours, theirs in observations.items() if ours not in cameras
+        },
+        cameras=cameras,
+        instruction="" if fixed else instruction,
+        text=instruction["text"] if fixed else "",
+        reward=_optional(values, "reward", "reward", features),
+        terminated=_optional(values, "terminated", "is_terminal", features),
+        success=_success(values.get("success", "success"), where),
+        camera_flags=dict(values.get("camera_flags", {})),
+        skip=_skip(values.get("skip", []), where),
+        first_step=_count(values, "first_step", 0, where),
+        every=_count(values, "every", 1, where),
+        notes=tuple(map(str, values.get("notes", []))),
+    )
+    _check_features(rule, features, where)
+    return rule
+
+
+def _check_features(rule: Rule, features: Mapping[str, Feature], where: str) -> None:
+    parts = [*rule.actions, *(part for parts in rule.observations.values() for part in parts)]
+    named = {name for part in parts for name in part.features} | set(rule.cameras.values())
+    named |= {name for name in (rule.instruction, rule.reward, rule.terminated) if name}
+    missing = sorted(named - set(features))
+    if missing:
+        raise InputError(f"{where}: needs step features {', '.join(missing)}, has {', '.join(sorted(features))}")
+    for ours, theirs in rule.cameras.items():
+        if features[theirs].kind != "image":
+            raise InputError(f"{where}: {ours} is {theirs}, which holds no images but {features[theirs].kind}s")
+    for part in parts:
+        for name in part.features:
+            if features[name].kind != "tensor":
+                raise InputError(f"{where}: {name} holds {features[name].kind}s, a part needs numbers")
+
+
+def _optional(values: dict[str, Any], name: str, default: str, features: Mapping[str, Feature]) -> str | None:
+    # A default that is not there means that the data do not say; one that the user named must be there.
+    return values[name] if name in values else default if default in features else None
+
+
+def _success(value: Any, where: str) -> tuple[str, str, Any]:
+    if isinstance(value, str):
+        return "metadata", value, None
+    if isinstance(value, dict) and set(value) == {"reward"} and isinstance(value["reward"], (int, float)):
+        return "reward", "", float(value["reward"])
+    if isinstance(value, dict) and set(value) == {"metadata", "contains"}:
+        return "contains", str(value["metadata"]), str(value["contains"])
+    raise InputError(
+        f"{where}: `success` is {value!r}; it must be a metadata key, "
+        '{"reward": threshold} or {"metadata": key, "contains": text}'
+    )
+
+
+def _skip(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not set(value) <= set(SKIP):
+        raise InputError(f"{where}: `skip` is {value!r}; it may list {', '.join(map(repr, SKIP))}")
+    return tuple(value)
+
+
+def _count(values: dict[str, Any], name: str, least: int, where: str) -> int:
+    value = values.get(name, least)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{where}: `{name}` is {value!r}; it must be a whole number of at least {least}")
+    return value

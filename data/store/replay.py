@@ -1,0 +1,198 @@
+"""ReplayWriter: online experience, step by step, into the same layout as converted data; safe against kill -9 at any moment.
+
+A step is written, then counted: a killed writer loses at most the step that it was writing, and a reader in another process
+(`Store.refresh`, `ChunkSampler.refresh`) sees complete transitions only. Opened again, the store goes on; the episode that the killed
+writer was in is kept, as one that was cut off there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from data.episode import check_action
+from data.errors import InputError
+from data.labels.rewards import RewardConfig
+from data.language import LanguageEncoder
+from data.store.array import MappedArray
+from data.store.store import is_store
+from data.store.writer import VERSION, StoreWriter
+
+_LABELS = ("reward", "mask", "mc_return")
+
+
+class ReplayWriter:
+    """Appends episodes to the store at `path`, which is made when it is not there. One writer at a time; a context manager."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        action: dict[str, Any],
+        reward: RewardConfig | None = None,
+        language: LanguageEncoder | None = None,
+        jpeg: bool = False,
+    ) -> None:
+        """action: the description of the actions. reward, language, jpeg: of a new store; one that is there keeps its own.
+
+        InputError when `path` is something else, its actions mean something else, or another process is writing to it.
+        """
+        path = Path(path)
+        check_action(action, str(path))
+        if is_store(path):
+            self._writer = StoreWriter(path, None, language or LanguageEncoder())
+            self._check_same(path, action)
+        elif path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+            raise InputError(f"{path}: exists and is not a training store; choose another place")
+        else:
+            language, reward = language or LanguageEncoder(), reward or RewardConfig()
+            attributes = {
+                "robot_rl_store": VERSION,
+                "source": {"name": path.name, "path": str(path), "split": "online"},
+                "action": action,
+                "reward": reward.to_json(),
+                "language_model": language.model,
+                "changes": [],
+                "statistics": {},
+                "counts": {},
+            }
+            self._writer = StoreWriter(path, attributes, language, jpeg)
+        self.path, self.reward = path, RewardConfig.from_json(self._writer.attributes["reward"])
+        self._first: int | None = None
+        self._given: list[float] = []
+        self._recover()
+
+    def _check_same(self, path: Path, action: dict[str, Any]) -> None:
+        attributes = self._writer.attributes
+        if attributes.get("robot_rl_store") != VERSION or attributes["action"] != action:
+            self._writer.close()
+            raise InputError(f"{path}: holds actions {attributes.get('action', {}).get('names')} that mean something else; choose another place")
+
+    def _recover(self) -> None:
+        """Close the episode that a killed writer was in."""
+        first = self._writer.last_end
+        length = self._writer.rows - first - 1
+        if length > 0:
+            rewards = np.array(MappedArray(self.path / "data" / "reward", self._writer.rows).view[first:-1])
+            self._first, self._given = first, rewards.tolist()
+            self._close_episode(success=False, terminated=False)
+        elif length == 0:
+            self._take_back(first)
+
+    def begin(self, observation: Mapping[str, Any], instruction: str) -> None:
+        """The first observation of an episode: image_* uint8 [H,W,3], vectors float32 [D]; other entries than these are ignored.
+
+        An episode that has not ended is cut off there. InputError when the keys or shapes differ from the store's.
+        """
+        self.end()
+        rows = self._observation(observation)
+        index = self._writer.instruction(instruction)
+        placeholders = {key: np.zeros(1, np.float32) for key in _LABELS}
+        actions = np.zeros((1, len(self._writer.attributes["action"]["names"])), np.float32)
+        self._first, self._given, self._index = self._writer.rows, [], np.full(1, index, np.int32)
+        self._writer.append({**rows, "action": actions, **placeholders, "instruction_index": self._index})
+        self._writer.commit()
+
+    def step(
+        self,
+        action: np.ndarray,
+        observation: Mapping[str, Any],
+        reward: float | None = None,
+        terminated: bool = False,
+        truncated: bool = False,
+        success: bool | None = None,
+    ) -> None:
+        """One transition: the action [A] that was applied, in physical units, and the observation it led to.
+
+        reward: needed where the store keeps given rewards. terminated or truncated ends the episode, with its `success` (which
+        counts where the store labels by success). InputError, with nothing written, when a value is not finite or of the wrong shape.
+        """
+        if self._first is None:
+            raise InputError(f"{self.path}: a step outside an episode; call begin with its first observation")
+        row = self._writer.rows - 1
+        values = np.asarray(action, np.float32)[None]
+        rows = self._observation(observation)
+        given = self.reward.kind == "given"
+        if given and reward is None:
+            raise InputError(f"{self.path}: the store keeps given rewards, and step {row - self._first} has none")
+        value = np.float32(reward if given and reward is not None else -1.0)
+        if values.shape[1:] != self._writer.arrays["action"].row_shape or not (np.isfinite(values).all() and np.isfinite(value)):
+            raise InputError(f"{self.path}: the action or reward of step {row - self._first} is not finite, or of the wrong shape")
+        zero = np.zeros(1, np.float32)
+        # Until the commit nobody looks at this row's action and labels, which were the last observation's placeholders.
+        for key, array in (("action", values), ("reward", value[None]), ("mask", zero + 1), ("mc_return", zero)):
+            self._writer.overwrite(key, row, array)
+        self._writer.append({**rows, "action": values, **dict.fromkeys(_LABELS, zero), "instruction_index": self._index})
+        self._given.append(float(value))
+        if terminated or truncated:
+            self._close_episode(bool(success), terminated)
+        else:
+            self._writer.commit()
+
+    def end(self, success: bool = False) -> None:
+        """The episode is cut off where it is (an operator stepped in, the robot stopped). Without an episode this does nothing."""
+        if self._first is not None:
+            if self._given:
+                self._close_episode(success, terminated=False)
+            else:
+                self._take_back(self._first)
+                self._first = None
+
+    def _close_episode(self, success: bool, terminated: bool) -> None:
+        """Write the final labels and count the episode as a whole. Until then readers take its labels from nowhere but the rule."""
+        assert self._first is not None
+        rewards = np.asarray(self._given, np.float32)
+        labels = self.reward.label(len(rewards), success, rewards, terminated, str(self.path))
+        for key, values in zip(_LABELS, labels, strict=True):
+            self._writer.overwrite(key, self._first, values)
+        self._writer.end_episode(success)
+        self._writer.commit()
+        self._writer.publish()
+        self._first = None
+
+    def _take_back(self, rows: int) -> None:
+        """An episode without a single transition never was."""
+        self._writer.back_to(rows)
+        self._writer.commit()
+
+    def _observation(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """[1, ...] of each key; InputError when they are not the store's, or not finite."""
+        rows = {}
+        for key, value in observation.items():
+            array = np.asarray(value)
+            if key.startswith("image_"):
+                rows[key] = array[None]
+            elif array.dtype.kind in "fiub" and array.ndim == 1:
+                rows[key] = array[None].astype(np.float32)
+        known = self._writer.arrays
+        expected = {key: writer.row_shape for key, writer in known.items() if key not in (*_LABELS, "action", "instruction_index")}
+        found = {key: value.shape[1:] for key, value in rows.items()}
+        if known and found != expected:
+            raise InputError(f"{self.path}: the observation has {found}, the store {expected}")
+        for key, value in rows.items():
+            if key.startswith("image_") and (value.dtype != np.uint8 or value.ndim != 4 or value.shape[-1] != 3):
+                raise InputError(f"{self.path}: {key} is {value.dtype}{value.shape[1:]}, expected uint8 (H, W, 3)")
+            if not np.isfinite(value).all():
+                raise InputError(f"{self.path}: {key} is not finite at row {self._writer.rows}; nothing of this step was written")
+        return rows
+
+    def close(self) -> None:
+        """Cut off an episode that has not ended, and finish the store: statistics, counts, checksums."""
+        try:
+            self.end()
+            if self._writer.episodes:
+                self._writer.finish()
+        finally:
+            self._writer.close()
+
+    def __enter__(self) -> ReplayWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            self._writer.close()  # a full disk: what is committed is safe, finishing would fail again
+        else:
+            self.close()
