@@ -18,7 +18,7 @@ import numpy as np
 from data.errors import InputError
 from data.formats.base import DESCRIPTION_FILE, Feature
 from data.formats.features import decode, parse_features
-from data.formats.tfrecord import RestLost, parse_example, read_records
+from data.formats.tfrecord import RestLostError, parse_example, read_records
 
 _STEPS, _METADATA = "steps/", "episode_metadata/"
 
@@ -127,7 +127,7 @@ class RldsDataset:
             if last == expected:
                 yield InputError(f"{file}: has more records than the {expected} of dataset_info.json; copy the file again")
                 return
-            ended = isinstance(data, RestLost)
+            ended = isinstance(data, RestLostError)
             if last in wanted:
                 yield self._episode(data, f"{self.name} {split} #{start + last} ({file.name} record {last})")
         if last + 1 in wanted and not ended:

@@ -32,7 +32,7 @@ def write_record(file: BinaryIO, data: bytes) -> int:
     return file.write(framed)
 
 
-class RestLost(InputError):
+class RestLostError(InputError):
     """A damaged record after which no other can be found in its file."""
 
 
@@ -54,7 +54,7 @@ def read_records(path: Path, indices: range | None = None) -> Iterator[tuple[int
             damage = _damage(header, size - file.tell())
             if damage:
                 if index in wanted:
-                    yield index, RestLost(f"{path}: record {index} {damage}")
+                    yield index, RestLostError(f"{path}: record {index} {damage}")
                 return
             (length,) = struct.unpack("<Q", header[:8])
             if index < wanted.start:

@@ -139,7 +139,7 @@ class Part:
             after, before = values[:count], before[:count]
         if self.rotation:
             source, target = self.rotation
-            turn = multiply(to_quaternion(np.float64(after), source), inverse(to_quaternion(np.float64(before), source)))
+            turn = multiply(to_quaternion(after, source), inverse(to_quaternion(before, source)))
             return from_quaternion(np.where(turn[..., 3:] < 0, -turn, turn), target)
         moved = (after - before).astype(np.float64)
         # Only those that cross are touched: wrapping the others would cost them their last bits.
@@ -149,9 +149,9 @@ class Part:
     def _turned(self, values: np.ndarray, read: Read) -> np.ndarray:
         assert self.into is not None
         key, representation = self.into
-        frame = inverse(to_quaternion(np.float64(key.read(read))[: len(values)], representation))
+        frame = inverse(to_quaternion(key.read(read)[: len(values)], representation))
         kind = self.rotation[1] if self.rotation else None
-        vector = convert(values, kind, "axis_angle") if kind else np.float64(values)
+        vector = convert(values, kind, "axis_angle") if kind else np.asarray(values, np.float64)
         pure = np.concatenate([vector, np.zeros_like(vector[:, :1])], axis=1)
         turned = multiply(multiply(frame, pure), inverse(frame))[:, :3]
         return convert(turned, "axis_angle", kind) if kind else turned

@@ -68,6 +68,7 @@ class Rule:
 
 def rule_for(dataset: Any, description: str | Path | None = None) -> Rule:
     """The rule of a dataset: `description` (a file), else the dataset's own, else the registry's. InputError tells what is wrong."""
+    values: dict[str, Any] | None
     if description is not None:
         where, values = str(description), read_description(Path(description))
     elif dataset.description is not None:
@@ -75,12 +76,11 @@ def rule_for(dataset: Any, description: str | Path | None = None) -> Rule:
     else:
         from data.open_x.registry import registry
 
-        where, values = f"the registry's entry {dataset.name}", registry().get(dataset.name)
+        where, values = f"{dataset.path} (the registry's {dataset.name})", registry().get(dataset.name)
     if values is None:
-        example = '{"action": {"names": [...], "units": ..., "low", "high", "frame", "control_hz"}, "observations": {"proprio": "..."}}'
         raise InputError(
-            f"{dataset.path}: no rule for dataset {dataset.name!r}; describe it in {DESCRIPTION_FILE} beside it as {example} (`robot-rl "
-            f"data inspect --draft` drafts one); its step features are {', '.join(sorted(dataset.features))}"
+            f"{dataset.path}: no rule for dataset {dataset.name!r}; describe it in {DESCRIPTION_FILE} beside it, which `robot-rl data "
+            f"inspect --draft {DESCRIPTION_FILE}` drafts; its step features are {', '.join(sorted(dataset.features))}"
         )
     return make_rule(values, dataset.features, where)
 
@@ -151,7 +151,7 @@ def _check_features(rule: Rule, features: Mapping[str, Feature], where: str) -> 
 
 def _optional(values: dict[str, Any], name: str, default: str, features: Mapping[str, Feature]) -> str | None:
     # A default that is not there means that the data do not say; one that the user named must be there.
-    return values[name] if name in values else default if default in features else None
+    return values.get(name, default if default in features else None)
 
 
 def _success(value: Any, where: str) -> tuple[str, str, Any]:

@@ -83,14 +83,14 @@ class _Steps:
 
     def embedding(self) -> np.ndarray | None:
         try:
-            return np.float32(self._raw.step(EMBEDDING)[0])
+            return np.asarray(self._raw.step(EMBEDDING)[0], np.float32)
         except InputError:
             return None
 
     def rewards(self) -> np.ndarray | None:
         if self._rule.reward is None:
             return None
-        rewards = np.float32(self.numbers(self._rule.reward)[:, 0])
+        rewards = self.numbers(self._rule.reward)[:, 0].astype(np.float32)
         if len(rewards) == self.count:
             rewards[-2] += rewards[-1]
         return rewards[: self.count - 1]
