@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import InputError, open_rlds
-from data.formats.features import Feature, decode, parse_features
+from data import Episode, InputError, RldsWriter, open_dataset, read_episodes
+from data.formats.base import Feature
+from data.formats.features import decode, parse_features
 from data.formats.rlds import RldsDataset
 from data.formats.tfrecord import build_example, parse_example, read_records, write_record
 
@@ -44,7 +45,7 @@ def damage(file: Path, offset: int) -> None:
 
 
 def read_all(folder: Path, split: str = "train") -> int:
-    return len(list(open_rlds(folder, split).read(None, False)))
+    return len(list(read_episodes(open_dataset(folder, split), images=False)))
 
 
 def fails(action: Callable[[], object], *parts: str) -> None:
@@ -59,7 +60,7 @@ def test_corrupt_record_is_named_and_can_be_skipped(copy: Path) -> None:
     damage(shard(copy), record_starts(shard(copy))[3] + 40)
     fails(lambda: read_all(copy), shard(copy).name, "record 3 is corrupt", "--skip-bad")
     skipped: list[InputError] = []
-    episodes = list(open_rlds(copy).read(skipped.append, False))
+    episodes = list(read_episodes(open_dataset(copy), skipped.append, images=False))
     assert len(episodes) == 11
     assert [str(error) for error in skipped] == [
         f"{shard(copy)}: record 3 is corrupt (its checksum is wrong); copy the file again, or skip it with --skip-bad"
@@ -71,9 +72,10 @@ def test_damaged_length_ends_the_file(copy: Path) -> None:
     damage(shard(copy), record_starts(shard(copy))[5])
     fails(lambda: read_all(copy), "record 5 has a damaged length")
     skipped: list[InputError] = []
-    assert len(list(open_rlds(copy).read(skipped.append, False))) == 5
-    assert len(skipped) == 2
-    assert "5 readable records, dataset_info.json says 12" in str(skipped[1])
+    assert len(list(read_episodes(open_dataset(copy), skipped.append, images=False))) == 5
+    assert [str(error) for error in skipped] == [
+        f"{shard(copy)}: record 5 has a damaged length, the rest of the file is unreadable; copy the file again"
+    ]
 
 
 @pytest.mark.parametrize("rest", [5, 200])
@@ -95,16 +97,16 @@ def test_a_record_that_is_no_example(copy: Path) -> None:
 
 
 def test_folders_that_are_no_dataset(tmp_path: Path, copy: Path) -> None:
-    fails(lambda: open_rlds(tmp_path / "nowhere"), "nowhere: no such folder")
+    fails(lambda: open_dataset(tmp_path / "nowhere"), "nowhere: no such file or folder")
     (tmp_path / "empty").mkdir()
-    fails(lambda: open_rlds(tmp_path / "empty"), "empty: no dataset_info.json")
-    fails(lambda: open_rlds(copy, "test"), "no split 'test'; it has 'train'")
+    fails(lambda: open_dataset(tmp_path / "empty"), "empty: not a dataset of a known format")
+    fails(lambda: open_dataset(copy, "test"), "no split 'test'; it has 'train'")
     shutil.copytree(copy, tmp_path / "1.1.0")
-    fails(lambda: open_rlds(tmp_path), "has versions 1.0.0, 1.1.0; give one")
+    fails(lambda: open_dataset(tmp_path), "has versions 1.0.0, 1.1.0; give one")
     shutil.rmtree(tmp_path / "1.1.0")
     assert read_all(tmp_path) == 12
     shard(copy).unlink()
-    fails(lambda: open_rlds(copy), "missing, though dataset_info.json lists it")
+    fails(lambda: open_dataset(copy), "missing, though dataset_info.json lists it")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_folders_that_are_no_dataset(tmp_path: Path, copy: Path) -> None:
 )
 def test_bad_descriptions(copy: Path, name: str, content: str, message: str) -> None:
     (copy / name).write_text(content)
-    fails(lambda: open_rlds(copy), message)
+    fails(lambda: open_dataset(copy), message)
 
 
 def test_shape_that_does_not_fit_the_record(copy: Path) -> None:
@@ -135,8 +137,7 @@ def test_shape_that_does_not_fit_the_record(copy: Path) -> None:
 
 
 def test_nan_names_the_step(copy: Path, written: Path) -> None:
-    index, data = next(read_records(shard(written / "1.0.0")))
-    assert index == 0
+    _, data = next(read_records(shard(written / "1.0.0")))
     values = parse_example(data, "test")
     features = parse_features(json.loads((copy / "features.json").read_text()), "test")
     arrays = {}
@@ -215,6 +216,49 @@ def test_examples_survive_serialisation(features: dict) -> None:
 
 
 def test_streaming_holds_one_episode(written: Path) -> None:
-    episodes = RldsDataset.open(written).episodes("train")
+    episodes = RldsDataset.open(written).episodes("train", range(12))
     assert next(episodes).num_steps == 4
     episodes.close()
+
+
+@pytest.fixture
+def sharded(tmp_path: Path, episodes: list[Episode], action: dict, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same twelve episodes in several files."""
+    monkeypatch.setattr("data.formats.rlds_writer.SHARD_BYTES", 20_000)
+    with RldsWriter(tmp_path / "sharded", action) as writer:
+        for episode in episodes:
+            writer.add(episode)
+    return tmp_path / "sharded/1.0.0"
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+def test_ranges_together_give_everything_once(sharded: Path, size: int) -> None:
+    source = open_dataset(sharded)
+    assert len(list(sharded.glob("*.tfrecord*"))) > 3
+    ranges = [range(start, min(start + size, 12)) for start in range(0, 12, size)]
+    parts = [[episode.source for episode in source.read(part, images=False)] for part in ranges]
+    assert [len(part) for part in parts] == [len(part) for part in ranges]
+    assert [source for part in parts for source in part] == [episode.source for episode in read_episodes(source)]
+
+
+def test_a_range_does_not_read_what_lies_before_it(copy: Path) -> None:
+    damage(shard(copy), record_starts(shard(copy))[3] + 40)
+    assert all(isinstance(item, Episode) for item in open_dataset(copy).read(range(4, 12)))
+
+
+@pytest.mark.parametrize("size", [1, 3, 12])
+@pytest.mark.parametrize("fault", ["cut between records", "cut inside a record", "damaged length", "one too many"])
+def test_each_fault_is_told_once_whatever_the_ranges(copy: Path, size: int, fault: str) -> None:
+    file = shard(copy)
+    starts = record_starts(file)
+    if fault == "damaged length":
+        damage(file, starts[6])
+    elif fault == "one too many":
+        with file.open("ab") as out:
+            write_record(out, b"more")
+    else:
+        file.write_bytes(file.read_bytes()[: starts[6] + (30 if "inside" in fault else 0)])
+    source = open_dataset(copy)
+    items = [item for start in range(0, 12, size) for item in source.read(range(start, start + size), images=False)]
+    assert sum(isinstance(item, InputError) for item in items) == 1
+    assert sum(isinstance(item, Episode) for item in items) == (12 if fault == "one too many" else 6)

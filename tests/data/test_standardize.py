@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Episode, InputError, RldsWriter, open_rlds
+from data import Episode, InputError, RldsWriter, open_dataset, read_episodes
 from data.formats.rlds import RldsDataset
-from data.open_x.standardize import binarize_gripper, bridge_actions, real_cameras, rule_for
+from data.open_x.parts import binarize_gripper
+from data.open_x.rule import rule_for
+from data.open_x.standardize import real_cameras
 
 
 @pytest.mark.parametrize(
@@ -40,20 +42,9 @@ def test_gripper_agrees_with_a_scan_from_the_end(values: list[float]) -> None:
     np.testing.assert_array_equal(binarize_gripper(np.float32(values)), expected[::-1])
 
 
-def test_bridge_actions_are_differences_with_wrapped_angles() -> None:
-    proprio = np.zeros((3, 7), np.float32)
-    proprio[:, 0] = [0.1, 0.3, 0.2]
-    proprio[:, 3] = [3.1, -3.1, -3.0]
-    actions = bridge_actions(np.tile(np.float32([9, 9, 9, 9, 9, 9, 1]), (3, 1)), proprio)
-    assert actions.dtype == np.float32
-    np.testing.assert_allclose(actions[:, 0], [0.2, -0.1], atol=1e-6)
-    np.testing.assert_allclose(actions[:, 3], [2 * np.pi - 6.2, 0.1], atol=1e-6)
-    np.testing.assert_array_equal(actions[:, 6], [1, 1])
-
-
 def test_bridge_episode(bridge: Path) -> None:
-    raw = next(RldsDataset.open(bridge).episodes("train"))
-    episode = next(open_rlds(bridge).read(None, True))
+    raw = next(RldsDataset.open(bridge).episodes("train", range(1)))
+    episode = next(read_episodes(open_dataset(bridge)))
     state = raw.step("observation/state")
     assert len(episode) == 9
     np.testing.assert_array_equal(episode.observations["proprio"], state)
@@ -66,14 +57,14 @@ def test_bridge_episode(bridge: Path) -> None:
 
 def test_flags_that_are_set_say_which_cameras_are_real(bridge: Path) -> None:
     dataset = RldsDataset.open(bridge)
-    raw, rule = next(dataset.episodes("train")), rule_for(dataset)
+    raw, rule = next(dataset.episodes("train", range(1))), rule_for(dataset)
     assert real_cameras(raw, rule) == ["image_primary", "image_secondary", "image_tertiary"]
     raw.values["episode_metadata/has_image_1"] = [1]
     assert real_cameras(raw, rule) == ["image_secondary"]
 
 
 def test_what_we_write_we_read_back(written: Path, episodes: list[Episode]) -> None:
-    read = list(open_rlds(written).read(None, True))
+    read = list(read_episodes(open_dataset(written)))
     for ours, episode in zip(read, episodes, strict=True):
         np.testing.assert_array_equal(ours.actions, episode.actions)
         assert set(ours.observations) == set(episode.observations)
@@ -94,7 +85,7 @@ def foreign(tmp_path: Path, written: Path) -> Path:
 
 def test_unknown_dataset_says_how_to_describe_it(foreign: Path) -> None:
     with pytest.raises(InputError, match=r"no rule for dataset 'made_dataset'.*robot_rl.json.*observation/proprio"):
-        open_rlds(foreign)
+        open_dataset(foreign)
 
 
 def test_a_dataset_described_beside_it_needs_no_code(foreign: Path, action: dict) -> None:
@@ -103,7 +94,7 @@ def test_a_dataset_described_beside_it_needs_no_code(foreign: Path, action: dict
         "observations": {"image_primary": "observation/image_wrist", "proprio": "observation/state"},
     }
     (foreign / "1.0.0/robot_rl.json").write_text(json.dumps(description))
-    episode = next(open_rlds(foreign).read(None, True))
+    episode = next(read_episodes(open_dataset(foreign)))
     assert {key: value.shape[1:] for key, value in episode.observations.items()} == {
         "image_primary": (8, 8, 3),
         "proprio": (9,),
@@ -123,7 +114,7 @@ def test_bad_descriptions(foreign: Path, action: dict, change: dict, message: st
     good = {"action": action, "observations": {"proprio": "observation/proprio"}}
     (foreign / "1.0.0/robot_rl.json").write_text(json.dumps({**good, **change}))
     with pytest.raises(InputError, match=message):
-        open_rlds(foreign)
+        open_dataset(foreign)
 
 
 def test_writer_refuses_an_episode_of_another_kind(tmp_path: Path, make_episode: Callable[..., Episode], action: dict) -> None:
