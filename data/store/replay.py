@@ -82,6 +82,11 @@ class ReplayWriter:
         elif length == 0:
             self._take_back(first)
 
+    @property
+    def episodes(self) -> int:
+        """How many whole episodes the store holds."""
+        return self._writer.episodes
+
     def begin(self, observation: Mapping[str, Any], instruction: str) -> None:
         """The first observation of an episode: image_* uint8 [H,W,3], vectors float32 [D]; other entries than these are ignored.
 

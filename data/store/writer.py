@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,12 @@ class StoreWriter:
         self._commit.commit(state)
         self.rows, self.episodes = state.rows, state.episodes
         self.arrays: dict[str, Writer] = {}
-        for path in sorted((folder / "data").iterdir()) if state.rows else ():
-            if path.is_dir():
-                self.arrays[path.name] = ArrayWriter.reopen(path, state.rows)
-        for path in sorted((folder / "jpeg").iterdir()) if state.rows and (folder / "jpeg").is_dir() else ():
-            if path.is_dir():
-                self.arrays[path.name] = JpegWriter.reopen(path, state.rows)
+        for kind, writer in (("data", ArrayWriter), ("jpeg", JpegWriter)):
+            for path in sorted((folder / kind).glob("*/")):
+                if state.rows:
+                    self.arrays[path.name] = writer.reopen(path, state.rows)
+                else:
+                    shutil.rmtree(path)  # begun by a writer that was killed before its first commit
         self._meta = {
             key: ArrayWriter.reopen(folder / "meta" / key, state.episodes)
             if (folder / "meta" / key).is_dir()

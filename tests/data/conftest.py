@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import Episode, LanguageEncoder, RldsWriter, Store, convert
+from data import Episode, LanguageEncoder, RldsWriter, Store, convert, open_dataset
 
 BRIDGE = Path(__file__).parents[3] / "shared" / "data" / "bridge_dataset" / "1.0.0"
 ACTION = {
@@ -76,9 +76,9 @@ def written(tmp_path_factory: pytest.TempPathFactory, episodes: list[Episode]) -
 
 @pytest.fixture(scope="session")
 def made_store(tmp_path_factory: pytest.TempPathFactory, written: Path) -> Store:
-    return convert(written, tmp_path_factory.mktemp("made") / "store", language=LanguageEncoder("dataset")).store
+    return convert(open_dataset(written), tmp_path_factory.mktemp("made") / "store", language=LanguageEncoder("dataset")).store
 
 
 @pytest.fixture(scope="session")
 def bridge_store(tmp_path_factory: pytest.TempPathFactory, bridge: Path) -> Store:
-    return convert(bridge, tmp_path_factory.mktemp("bridge") / "store", language=LanguageEncoder("dataset")).store
+    return convert(open_dataset(bridge), tmp_path_factory.mktemp("bridge") / "store", language=LanguageEncoder("dataset")).store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,26 +18,32 @@ import numpy as np
 import pytest
 import zarr
 
-from data import Episode, EpisodeSource, InputError, LanguageEncoder, Store, convert
+from data import (
+    ConversionConfig,
+    Episode,
+    EpisodeList,
+    InputError,
+    LanguageEncoder,
+    Preparation,
+    RewardConfig,
+    Store,
+    convert,
+    open_dataset,
+)
 from data.atomic import _prefix
-from data.formats.tfrecord import OnBad
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def source(action: dict) -> Callable[..., EpisodeSource]:
-    def make(episodes: list[Episode]) -> EpisodeSource:
-        def read(on_bad: OnBad | None, images: bool) -> Iterator[Episode]:
-            yield from episodes
-
-        return EpisodeSource("made", "memory", "train", action, len(episodes), read)
-
-    return make
+def source(action: dict) -> Callable[..., EpisodeList]:
+    return lambda episodes: EpisodeList("made", action, episodes)
 
 
-def go(source: Any, out: Path, **options: Any) -> Any:
-    return convert(source, out, language=LanguageEncoder("dataset"), **options)
+def go(source: Any, out: Path, *, cameras: tuple[str, ...] | None = None, discount: float = 0.98, **options: Any) -> Any:
+    source = open_dataset(source) if isinstance(source, Path) else source
+    config = ConversionConfig(Preparation(cameras), RewardConfig(discount=discount))
+    return convert(source, out, config, language=LanguageEncoder("dataset"), **options)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -53,10 +60,9 @@ def test_any_zarr_reader_opens_it(made_store: Store) -> None:
 
 
 def test_many_chunks_read_alike(written: Path, made_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.store.zarr_array.CHUNK_BYTES", 1000)
-    monkeypatch.setattr("data.store.zarr_array._MAX_MAPS", 5)
+    monkeypatch.setattr("data.store.array.CHUNK_BYTES", 1000)
     small = go(written, tmp_path / "small").store
-    assert len(list((small.path / "data/image_primary").glob("[0-9]*"))) > 20
+    assert len(list((small.path / "data/image_primary").glob("[0-9]*"))) > 1
     rows = np.random.default_rng(0).integers(0, small.counts["steps"], 200)
     group = zarr.open_group(str(small.path), mode="r")
     for key in made_store.arrays:
@@ -71,7 +77,7 @@ def test_many_chunks_read_alike(written: Path, made_store: Store, tmp_path: Path
 def test_progress_counts_episodes(written: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     go(written, tmp_path / "store", progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 12) for done in range(1, 13)]
+    assert seen == [(4, 12), (8, 12), (12, 12)]
 
 
 def test_existing_output(written: Path, tmp_path: Path) -> None:
@@ -91,51 +97,133 @@ def test_existing_output(written: Path, tmp_path: Path) -> None:
 
 def test_a_store_that_appears_meanwhile_is_kept(written: Path, tmp_path: Path, made_store: Store) -> None:
     def progress(done: int, total: int | None) -> None:
-        if done == 5:
+        if done == 4:
             shutil.copytree(made_store.path, tmp_path / "store")
 
     with pytest.raises(InputError, match="exists; choose another place"):
         go(written, tmp_path / "store", discount=0.5, progress=progress)
     assert snapshot(tmp_path / "store") == snapshot(made_store.path)
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_failure_leaves_the_old_store(
+def test_failure_leaves_the_old_store_and_can_go_on(
     written: Path, tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go(written, tmp_path / "store")
-    before = snapshot(tmp_path)
+    before = snapshot(tmp_path / "store")
+    write, calls = os.pwrite, 0
 
-    def fail(*_: Any) -> None:
-        raise error
+    def fail(*arguments: Any) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 100:
+            raise error
+        return write(*arguments)
 
-    monkeypatch.setattr("data.store.zarr_array.ArrayWriter._flush", fail)
-    with pytest.raises(type(error)):
-        go(written, tmp_path / "store", overwrite=True)
-    assert snapshot(tmp_path) == before
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", fail)
+        with pytest.raises(type(error)):
+            go(written, tmp_path / "store", overwrite=True, discount=0.5)
+    assert snapshot(tmp_path / "store") == before
+    made = go(written, tmp_path / "store", overwrite=True, discount=0.5)
+    assert 0 < made.resumed < 12
+    assert made.store.counts["episodes"] == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 KILLED = """
 import os, signal, sys
-from data import LanguageEncoder, convert
+from data import ConversionConfig, LanguageEncoder, Preparation, RewardConfig, convert, open_dataset
 def progress(done, total):
-    if done == 7:
+    if done == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-convert(sys.argv[1], sys.argv[2], overwrite=True, language=LanguageEncoder("dataset"), discount=0.5, progress=progress)
+if __name__ == "__main__":
+    config = ConversionConfig(Preparation(storage=sys.argv[5]), RewardConfig(discount=0.5))
+    convert(open_dataset(sys.argv[1]), sys.argv[2], config, overwrite=True, language=LanguageEncoder("dataset"), progress=progress,
+            workers=int(sys.argv[4]))
 """
 
 
-def test_sigkill_leaves_the_old_store(written: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "storage"), [(0, "raw"), (1, "jpeg")])
+def test_sigkill_leaves_the_old_store_and_loses_nothing(written: Path, tmp_path: Path, workers: int, storage: str) -> None:
+    """Killed twice, the same call gives the bytes of a run that never was."""
     go(written, tmp_path / "store")
     before = snapshot(tmp_path / "store")
-    command = [sys.executable, "-c", KILLED, str(written), str(tmp_path / "store")]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 2
-    assert snapshot(tmp_path / "store") == before
-    Store.open(tmp_path / "store")
-    go(written, tmp_path / "store", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    (tmp_path / "convert.py").write_text(KILLED)
+
+    def run(at: int) -> int:
+        command = [sys.executable, str(tmp_path / "convert.py"), str(written), str(tmp_path / "store"), str(at), str(workers), storage]
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
+
+    for at in (4, 8):
+        assert run(at) == -signal.SIGKILL
+        assert snapshot(tmp_path / "store") == before
+    assert run(-1) == 0
+    config = ConversionConfig(Preparation(storage=storage), RewardConfig(discount=0.5))
+    whole = convert(open_dataset(written), tmp_path / "whole", config, language=LanguageEncoder("dataset")).store
+    resumed = Store.open(tmp_path / "store")
+    resumed.verify()
+
+    def content(store: Store) -> dict[str, bytes]:
+        return {key: value for key, value in snapshot(store.path).items() if not key.endswith(".commit")}
+
+    assert content(resumed) == content(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "whole", "convert.py"}
+
+
+def test_other_settings_start_over(written: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(written, tmp_path / "store", progress=stop)
+    assert go(written, tmp_path / "store", discount=0.5).resumed == 0
+
+
+def test_two_conversions_to_one_place(written: Path, tmp_path: Path) -> None:
+    def second(done: int, total: int | None) -> None:
+        with pytest.raises(InputError, match="another process is writing here"):
+            go(written, tmp_path / "store")
+
+    assert go(written, tmp_path / "store", progress=second).store.counts["episodes"] == 12
+
+
+def test_checksums_find_a_flipped_bit(written: Path, tmp_path: Path) -> None:
+    store = go(written, tmp_path / "store").store
+    store.verify()
+    file = store.path / "data/image_wrist/0.0.0.0"
+    data = bytearray(file.read_bytes())
+    data[777] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"image_wrist.0\.0\.0\.0: its checksum is wrong"):
+        Store.open(store.path).verify()
+
+
+def test_says_what_it_changed(source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+    config = ConversionConfig(Preparation(("image_primary",), (6, 8), "jpeg"), episodes=2)
+    made = convert(source([make_episode(i, 5) for i in range(3)]), tmp_path / "s", config, language=LanguageEncoder("dataset"))
+    assert made.store.counts["episodes"] == 2
+    assert made.store.shape("image_primary") == (6, 8, 3)
+    for part in ("resized to 6x8", "JPEG", "only image_primary", "first 2 of 3 episodes"):
+        assert any(part in line for line in made.store.changes)
+    exact = np.asarray(made.store.load("image_primary"), int)
+    from data.store.preparation import resize
+
+    first = resize(make_episode(0, 5).observations["image_primary"], (6, 8)).astype(int)
+    # Noise is the worst that JPEG can be given: its colours are kept at half the resolution.
+    assert np.corrcoef(exact[:6].mean(-1).ravel(), first.mean(-1).ravel())[0, 1] > 0.8
+
+
+def test_given_rewards(source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+    rewards = np.array([1, 0, 2], np.float32)
+    episodes = [replace(make_episode(i, 3), rewards=rewards, terminated=i == 0) for i in range(2)]
+    config = ConversionConfig(reward=RewardConfig("given", discount=0.5))
+    store = convert(source(episodes), tmp_path / "store", config, language=LanguageEncoder("dataset")).store
+    np.testing.assert_array_equal(store.load("reward"), [1, 0, 2, 0] * 2)
+    np.testing.assert_array_equal(store.load("mask"), [1, 1, 0, 0, 1, 1, 1, 0])
+    np.testing.assert_array_equal(store.load("mc_return"), [1.5, 1, 2, 0] * 2)
+    with pytest.raises(InputError, match="made #5: carries no rewards"):
+        convert(source([make_episode(5, 3)]), tmp_path / "other", config, language=LanguageEncoder("dataset"))
 
 
 def test_killed_between_the_two_renames(written: Path, tmp_path: Path) -> None:
@@ -149,22 +237,21 @@ def test_killed_between_the_two_renames(written: Path, tmp_path: Path) -> None:
     assert snapshot(tmp_path / "store") == before
 
 
-def test_skip_bad(source: Callable[..., EpisodeSource], make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+def test_skip_bad(source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     good, broken, odd = make_episode(0, 5), make_episode(1, 6), make_episode(2, 4)
     broken.actions[2, 1] = np.nan
     odd.observations["proprio"] = odd.observations["proprio"][:, :3]
     with pytest.raises(InputError, match="made #1: action is not finite at step 2"):
         go(source([good, broken, odd]), tmp_path / "store")
-    assert not list(tmp_path.iterdir())
     conversion = go(source([good, broken, odd, good]), tmp_path / "store", skip_bad=True)
     assert conversion.store.counts == {"episodes": 2, "steps": 12, "transitions": 10, "skipped": 2}
-    assert conversion.skipped[1] == "made #2: proprio is (3,) a step, (5,) in the episodes before it"
+    assert conversion.skipped[1] == "made #2: proprio is (3,) a step, (5,) in the episodes before it; leave it out with --skip-bad"
     with pytest.raises(InputError, match="no usable episode in split 'train'; made #1"):
         go(source([broken]), tmp_path / "other", skip_bad=True)
 
 
 def test_cameras_that_come_and_go(
-    source: Callable[..., EpisodeSource], make_episode: Callable[..., Episode], tmp_path: Path
+    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
 ) -> None:
     whole, partial = make_episode(0, 5), make_episode(1, 6)
     del partial.observations["image_wrist"]
@@ -178,13 +265,13 @@ def test_cameras_that_come_and_go(
     store = go(source([partial, whole]), tmp_path / "other", cameras=("image_primary",)).store
     assert store.observation_keys == ["image_primary", "proprio", "state"]
     dropped = replace(partial, observations={k: v for k, v in partial.observations.items() if k != "proprio"})
-    with pytest.raises(InputError, match="made #1: has action, reward"):
+    with pytest.raises(InputError, match="made #1: has action, image_primary, state, reward"):
         go(source([whole, dropped]), tmp_path / "third")
 
 
-def test_bad_conventions(written: Path, tmp_path: Path) -> None:
+def test_bad_conventions() -> None:
     with pytest.raises(InputError, match="success_steps is 0"):
-        go(written, tmp_path / "store", success_steps=0)
+        RewardConfig(success_steps=0)
 
 
 def remove_attribute(folder: Path) -> None:
@@ -204,7 +291,9 @@ def remove_attribute(folder: Path) -> None:
         (lambda f: (f / "data/image_primary/0.0.0.0").unlink(), "has 0 of"),
         (lambda f: (f / "data/reward/.zarray").write_text("{"), "reward/.zarray: damaged"),
         (lambda f: (f / "data/reward/.zarray").write_text(zarr_text(compressor={"id": "zstd"})), "is compressed"),
-        (lambda f: shutil.copytree(f / "meta/success", f / "data/success"), "data/success: has 12 rows"),
+        (lambda f: (f / "meta/.commit").unlink(), ".commit: missing"),
+        (lambda f: (f / "meta/.commit").write_bytes(b"x" * 128), ".commit: damaged"),
+        (lambda f: (f / "instructions.jsonl").write_text("{\n"), "instructions.jsonl: damaged"),
         (lambda f: shutil.rmtree(f / "meta/instruction_embeddings"), "instruction_embeddings: missing"),
     ],
 )
