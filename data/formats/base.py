@@ -21,13 +21,17 @@ DESCRIPTION_FILE = "robot_rl.json"
 
 @dataclass(frozen=True)
 class Feature:
-    """One leaf. shape and dtype are those of one step (or of the episode); unsupported says why it cannot be read."""
+    """One leaf. shape and dtype are those of one step (or of the episode); unsupported says why it cannot be read.
+
+    encoding: how a tensor is kept on disk, where its format compresses tensors one by one.
+    """
 
     name: str
     kind: Literal["image", "text", "tensor"]
     dtype: str = "uint8"
     shape: tuple[int, ...] = ()
     unsupported: str = ""
+    encoding: str = "none"
 
 
 class RawEpisode(Protocol):

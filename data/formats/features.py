@@ -1,11 +1,12 @@
 """features.json of a TFDS dataset: which features an episode has, and how each is decoded from a tf.train.Example.
 
-TFDS flattens nested names (`steps/observation/image_0`) and concatenates fixed-shape features over the steps. Ragged or compressed
-tensors, video and audio are not supported: they are remembered with the reason, and asking for one raises InputError.
+TFDS flattens nested names (`steps/observation/image_0`) and concatenates fixed-shape features over the steps. Ragged tensors, other
+than RGB images, video and audio are not supported: they are remembered with the reason, and are read by data.formats.tfds_features.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from data.formats.base import Feature
 
 # Listed, because np.dtype("bfloat16") works or fails with what else is imported.
 _DTYPES = {"bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+_ENCODINGS = ("none", "bytes", "zlib")
 
 
 def parse_features(tree: dict[str, Any], where: str) -> dict[str, Feature]:
@@ -54,15 +56,18 @@ def _walk(node: dict[str, Any], name: str, outer: tuple[int, ...]) -> list[Featu
         tensor = node.get("tensor", {"dtype": "int64"})
         shape, dtype = outer + _shape(tensor), tensor["dtype"]
         bad = ""
-        if tensor.get("encoding", "none").lower() != "none":
-            bad = f"a tensor in encoding {tensor['encoding']!r}"
+        encoding = tensor.get("encoding", "none").lower()
+        if encoding not in _ENCODINGS:
+            bad = f"a tensor in encoding {encoding!r}"
+        elif outer and encoding != "none":
+            bad = f"a sequence of tensors in encoding {encoding!r} within a step"
         elif -1 in shape:
             bad = f"a tensor of variable shape {list(shape)}"
         if dtype in ("string", "object"):
             return [Feature(name, "text", "string", shape, bad or ("a tensor of several texts" if shape else ""))]
         if dtype not in _DTYPES:
             bad = bad or f"a tensor of {dtype}"
-        return [Feature(name, "tensor", dtype, shape, bad)]
+        return [Feature(name, "tensor", dtype, shape, bad, encoding)]
     return [Feature(name, "tensor", unsupported=f"a {node.get('pythonClassName', '?').rsplit('.', 1)[-1]} feature")]
 
 
@@ -78,6 +83,8 @@ def decode(feature: Feature, values: Any, source: str) -> Any:
         return [value.decode("utf-8", errors="replace") for value in values]
     if feature.kind == "image":
         return _decode_images(values, f"{source}: {feature.name}")
+    if feature.encoding != "none":
+        return _decode_bytes(feature, values, f"{source}: {feature.name}")
     array = np.array(values, dtype=feature.dtype)
     size = int(np.prod(feature.shape))
     if array.size % max(size, 1):
@@ -85,6 +92,15 @@ def decode(feature: Feature, values: Any, source: str) -> Any:
             f"{source}: {feature.name} has {array.size} values, which do not divide into steps of {list(feature.shape)}"
         )
     return array.reshape(-1, *feature.shape)
+
+
+def _decode_bytes(feature: Feature, values: Any, where: str) -> np.ndarray:
+    """Tensors kept as one string a step, compressed or not, as Kuka keeps its poses."""
+    try:
+        data = b"".join(zlib.decompress(value) if feature.encoding == "zlib" else value for value in values)
+        return np.frombuffer(data, feature.dtype).reshape(len(values), *feature.shape)
+    except (zlib.error, ValueError, TypeError) as error:
+        raise InputError(f"{where}: not {feature.encoding} of {feature.dtype}{list(feature.shape)} ({error})") from None
 
 
 def _decode_images(encoded: Any, where: str) -> np.ndarray:

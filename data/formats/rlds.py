@@ -1,4 +1,4 @@
-"""RLDS datasets on disk (TFDS folders of TFRecord shards), read without TensorFlow, one episode in memory at a time.
+"""RLDS datasets on disk (TFDS folders of TFRecord or ArrayRecord shards), read without TensorFlow, one episode in memory at a time.
 
 This module knows the format and nothing of what the features mean: `data.open_x` turns a RawEpisode into an Episode.
 """
@@ -16,20 +16,28 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from data.formats.array_record import read_array_records
 from data.formats.base import DESCRIPTION_FILE, Feature
 from data.formats.features import decode, parse_features
+from data.formats.tfds_features import decode_by_tfds
 from data.formats.tfrecord import RestLostError, parse_example, read_records
 
+_READERS = {"tfrecord": read_records, "array_record": read_array_records}
 _STEPS, _METADATA = "steps/", "episode_metadata/"
 
 
 @dataclass(frozen=True)
 class RldsEpisode:
-    """One RLDS episode of N steps; features are decoded when they are asked for. values, leaves: by flattened name."""
+    """One RLDS episode of N steps; features are decoded when they are asked for. values, leaves: by flattened name.
+
+    folder, record: of the dataset, and serialised, for features that only TFDS reads.
+    """
 
     values: dict[str, Any]
     leaves: dict[str, Feature]
     source: str
+    folder: Path
+    record: bytes
 
     @cached_property
     def num_steps(self) -> int:
@@ -37,13 +45,15 @@ class RldsEpisode:
         known = [leaf for name, leaf in self.leaves.items() if name.startswith(_STEPS) and name in self.values]
         # Those of one value a step first: a wrong shape of another feature is then found, and named.
         for leaf in sorted(known, key=lambda leaf: len(leaf.shape) if leaf.kind == "tensor" else 0):
-            size = int(np.prod(leaf.shape)) if leaf.kind == "tensor" else 1
+            size = int(np.prod(leaf.shape)) if leaf.kind == "tensor" and leaf.encoding == "none" else 1
             if not leaf.unsupported and size:
                 return len(self.values[leaf.name]) // size
         raise InputError(f"{self.source}: no step feature that can be read tells how many steps there are")
 
     def step(self, key: str, limit: int | None = None) -> Any:
         name = _STEPS + key
+        if name in self.leaves and self.leaves[name].unsupported:
+            return decode_by_tfds(self.folder, self.record, self.leaves[name], self.source)
         if name not in self.leaves or name not in self.values:
             present = (name.removeprefix(_STEPS) for name in self.leaves if name.startswith(_STEPS) and name in self.values)
             raise InputError(f"{self.source}: no step feature {key!r} (present: {', '.join(sorted(present))})")
@@ -80,6 +90,7 @@ class RldsDataset:
     leaves: dict[str, Feature]
     shards: dict[str, list[tuple[Path, int]]]
     description: dict[str, Any] | None
+    file_format: str = "tfrecord"
     format: str = "rlds"
 
     @property
@@ -100,17 +111,18 @@ class RldsDataset:
         folder = _version_folder(Path(path))
         info = read_json(folder / "dataset_info.json")
         leaves = parse_features(read_json(folder / "features.json"), str(folder / "features.json"))
-        if info.get("fileFormat", "tfrecord") != "tfrecord":
+        if info.get("fileFormat", "tfrecord") not in _READERS:
             raise InputError(
-                f"{folder}: the files are {info['fileFormat']}, only tfrecord is supported; convert them with TFDS"
+                f"{folder}: the files are {info['fileFormat']}, readable are {', '.join(_READERS)}; convert them with TFDS"
             )
         try:
             name = info["name"]
-            shards = {split["name"]: _shards(folder, name, split) for split in info["splits"]}
+            shards = {split["name"]: _shards(folder, info, split) for split in info["splits"]}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / 'dataset_info.json'}: not a TFDS dataset_info ({error!r})") from None
         extra = folder / DESCRIPTION_FILE
-        return cls(folder, name, leaves, _present(shards), read_json(extra) if extra.exists() else None)
+        description = read_json(extra) if extra.exists() else None
+        return cls(folder, name, leaves, _present(shards), description, info.get("fileFormat", "tfrecord"))
 
     def episodes(self, split: str, indices: range) -> Iterator[RldsEpisode | InputError]:
         start = 0
@@ -123,7 +135,8 @@ class RldsDataset:
     def _shard(self, split: str, start: int, file: Path, expected: int, wanted: range) -> Iterator[RldsEpisode | InputError]:
         # One record before the range tells whether what is missing begins here, one after the last whether there are too many.
         last, ended = (-2 if wanted.start else -1), False
-        for last, data in read_records(file, range(max(wanted.start - 1, 0), wanted.stop + (wanted.stop == expected))):
+        around = range(max(wanted.start - 1, 0), wanted.stop + (wanted.stop == expected))
+        for last, data in self._read(file, around):
             if last == expected:
                 yield InputError(f"{file}: has more records than the {expected} of dataset_info.json; copy the file again")
                 return
@@ -133,9 +146,14 @@ class RldsDataset:
         if last + 1 in wanted and not ended:
             yield InputError(f"{file}: {last + 1} readable records, dataset_info.json says {expected}; copy the file again")
 
+    def _read(self, file: Path, indices: range) -> Iterator[tuple[int, bytes | InputError]]:
+        return _READERS[self.file_format](file, indices)
+
     def _episode(self, data: bytes | InputError, source: str) -> RldsEpisode | InputError:
+        if isinstance(data, InputError):
+            return data
         try:
-            return data if isinstance(data, InputError) else RldsEpisode(parse_example(data, source), self.leaves, source)
+            return RldsEpisode(parse_example(data, source), self.leaves, source, self.path, data)
         except InputError as error:
             return error
 
@@ -171,19 +189,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _shards(folder: Path, name: str, split: dict[str, Any]) -> list[tuple[Path, int]]:
+def _shards(folder: Path, info: dict[str, Any], split: dict[str, Any]) -> list[tuple[Path, int]]:
     lengths = [int(length) for length in split["shardLengths"]]
     template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    return [
-        (
-            folder
-            / template.format(
-                DATASET=name, SPLIT=split["name"], FILEFORMAT="tfrecord", SHARD_X_OF_Y=f"{index:05d}-of-{len(lengths):05d}"
-            ),
-            length,
-        )
-        for index, length in enumerate(lengths)
-    ]
+    names = {"DATASET": info["name"], "SPLIT": split["name"], "FILEFORMAT": info.get("fileFormat", "tfrecord")}
+    shards = []
+    for index, length in enumerate(lengths):
+        x, y = f"{index:05d}", f"{len(lengths):05d}"
+        name = template.format(**names, SHARD_INDEX=x, NUM_SHARDS=y, SHARD_X_OF_Y=f"{x}-of-{y}")
+        shards.append((folder / name, length))
+    return shards
 
 
 def _present(shards: dict[str, list[tuple[Path, int]]]) -> dict[str, list[tuple[Path, int]]]:

@@ -1,7 +1,7 @@
 """RldsWriter: Episodes -> an RLDS dataset folder that TFDS opens (`tfds.builder_from_directory`), written without TensorFlow.
 
 Standard RLDS: an episode of T transitions has T+1 steps; the last one is `is_last` (and `is_terminal` after a success), its action is
-zero and means nothing. What RLDS has no place for, the action description first of all, goes to `robot_rl.json` beside it.
+zero and means nothing. An episode without rewards of its own gets 1 after a success and 0 otherwise. What RLDS has no place for, the action description first of all, goes to `robot_rl.json` beside it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class RldsWriter:
         self._splits: dict[str, _Split] = {}
         self._steps: dict[str, tuple[Any, ...]] = {}
         self._metadata: list[str] = []
+        self._said: dict[str, bool] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> RldsWriter:
@@ -86,10 +87,12 @@ class RldsWriter:
         steps = self._step_arrays(episode)
         metadata = {"source": episode.source, **episode.info}
         described = {key: _describe(value) for key, value in steps.items()}
+        said = {"reward": episode.rewards is not None, "terminated": episode.terminated is not None}
         if not self._splits:
-            self._steps, self._metadata = described, sorted(metadata)
-        elif described != self._steps or sorted(metadata) != self._metadata:
+            self._steps, self._metadata, self._said = described, sorted(metadata), said
+        elif (described, sorted(metadata), said) != (self._steps, self._metadata, self._said):
             changed = [key for key in {**described, **self._steps} if described.get(key) != self._steps.get(key)]
+            changed += [f"whether it has {key}" for key in said if said[key] != self._said[key]]
             what = ", ".join(sorted(changed or set(metadata) ^ set(self._metadata)))
             raise InputError(f"{episode.source}: differs from the first episode in {what}; a dataset has one set of features")
         features = {f"steps/{key}": self._encode(key, value) for key, value in steps.items()}
@@ -104,9 +107,13 @@ class RldsWriter:
         last = index == len(episode)
         steps: dict[str, Any] = {f"observation/{key}": value for key, value in episode.observations.items()}
         steps["action"] = np.concatenate([episode.actions, np.zeros_like(episode.actions[:1])]).astype(np.float32)
+        ended = bool(episode.success if episode.terminated is None else episode.terminated)
         steps["reward"] = (last & bool(episode.success)).astype(np.float32)
-        steps["discount"] = 1 - steps["reward"]
-        steps["is_first"], steps["is_last"], steps["is_terminal"] = index == 0, last, last & bool(episode.success)
+        if episode.rewards is not None:
+            # The last step is where the last reward led; nothing is earned after it.
+            steps["reward"] = np.append(episode.rewards, 0).astype(np.float32)
+        steps["is_first"], steps["is_last"], steps["is_terminal"] = index == 0, last, last & ended
+        steps["discount"] = (~steps["is_terminal"]).astype(np.float32)
         steps["language_instruction"] = [episode.instruction] * count
         if episode.instruction_embedding is not None:
             steps["language_embedding"] = np.tile(np.float32(episode.instruction_embedding), (count, 1))
@@ -156,7 +163,12 @@ class RldsWriter:
         files = {
             "features.json": _dict({"steps": steps, "episode_metadata": _dict({**texts, **flags})}),
             "dataset_info.json": self._info(),
-            DESCRIPTION_FILE: {"action": self.action, "observations": observations},
+            DESCRIPTION_FILE: {
+                "action": self.action,
+                "observations": observations,
+                "reward": "reward" if self._said["reward"] else None,
+                "terminated": "is_terminal" if self._said["terminated"] else None,
+            },
         }
         for name, content in files.items():
             (self._folder / name).write_text(json.dumps(content, indent=1))

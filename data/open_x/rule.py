@@ -1,11 +1,13 @@
 """Rule: how to read one dataset, as data. From a robot_rl.json, from what the format itself says, or from the Open-X registry.
 
-    {"action": {"names", "units", "low", "high", "frame", "control_hz"}, "observations": {our key: their key, or a list of parts},
-     "actions": their key or parts, "instruction": their text key or {"text": "..."}, "reward": their key, "terminated": their key,
-     "success": their metadata key, {"reward": threshold} or {"metadata": key, "contains": text}, "camera_flags": {our camera: flag},
-     "skip": ["no instruction", "failures"], "first_step": 1, "every": 5, "notes": ["for people"]}
+    {"action": {"names", "units", "low", "high", "frame", "control_hz"},
+     "observations": {our key: their key, or a list of parts}, "actions": their key or parts,
+     "instruction": their text key or {"text": "..."}, "reward": their key, "terminated": their key,
+     "success": a metadata key, {"step": key}, {"reward": threshold} or {"metadata": key, "contains": text},
+     "camera_flags": {our camera: metadata flag}, "skip": ["no instruction", "failures"], "first_step": 1, "every": 5,
+     "notes": ["for people"]}
 
-Only `action` and `observations` are required. See data.open_x.parts for parts; none of this is code.
+A null `reward` or `terminated` means that the data do not say. Only `action` and `observations` are required. See data.open_x.parts for parts; none of this is code.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Rule:
     """See the module. observations holds the vectors, cameras the images; a None reward, terminated or success is not in the data.
 
     instruction: a step feature, or "" where `text` is the instruction of every episode. success: (kind, key, value), kind one of
-    "metadata", "reward", "contains". first_step, every: steps before the first are left out, and of the rest every k-th is read.
+    "metadata", "step", "reward", "contains". first_step, every: which steps are read.
     """
 
     action: dict[str, Any]
@@ -136,7 +138,8 @@ def make_rule(values: dict[str, Any], features: Mapping[str, Feature], where: st
 def _check_features(rule: Rule, features: Mapping[str, Feature], where: str) -> None:
     parts = [*rule.actions, *(part for parts in rule.observations.values() for part in parts)]
     named = {name for part in parts for name in part.features} | set(rule.cameras.values())
-    named |= {name for name in (rule.instruction, rule.reward, rule.terminated) if name}
+    of_success = rule.success[1] if rule.success[0] == "step" else None
+    named |= {name for name in (rule.instruction, rule.reward, rule.terminated, of_success) if name}
     missing = sorted(named - set(features))
     if missing:
         raise InputError(f"{where}: needs step features {', '.join(missing)}, has {', '.join(sorted(features))}")
@@ -161,9 +164,11 @@ def _success(value: Any, where: str) -> tuple[str, str, Any]:
         return "reward", "", float(value["reward"])
     if isinstance(value, dict) and set(value) == {"metadata", "contains"}:
         return "contains", str(value["metadata"]), str(value["contains"])
+    if isinstance(value, dict) and set(value) == {"step"}:
+        return "step", str(value["step"]), None
     raise InputError(
         f"{where}: `success` is {value!r}; it must be a metadata key, "
-        '{"reward": threshold} or {"metadata": key, "contains": text}'
+        '{"step": key}, {"reward": threshold} or {"metadata": key, "contains": text}'
     )
 
 

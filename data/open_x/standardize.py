@@ -103,6 +103,8 @@ class _Steps:
         if kind == "reward":
             rewards = self.rewards()
             return None if rewards is None else bool((rewards >= value).any())
+        if kind == "step":
+            return bool(self.numbers(key).any())
         found = self._raw.metadata(key)
         if kind == "contains":
             return None if found is None else value in str(found)

@@ -117,7 +117,11 @@ def test_folders_that_are_no_dataset(tmp_path: Path, copy: Path) -> None:
         ("features.json", '{"featuresDict": {"features": {}}}', "no `steps` feature"),
         ("features.json", '{"featuresDict": 3}', "not a TFDS feature description"),
         ("dataset_info.json", "{}", "not a TFDS dataset_info"),
-        ("dataset_info.json", '{"name": "x", "fileFormat": "array_record", "splits": []}', "are array_record, only tfrecord"),
+        (
+            "dataset_info.json",
+            '{"name": "x", "fileFormat": "riegeli", "splits": []}',
+            "are riegeli, readable are tfrecord, array_record",
+        ),
         ("dataset_info.json", '{"name": "x", "splits": [{"name": "train", "shardLengths": ["0"]}]}', "lists it"),
         ("dataset_info.json", '{"name": "x", "splits": [{"name": "train", "shardLengths": []}]}', "has no episodes"),
     ],
@@ -164,7 +168,7 @@ def test_unsupported_features_are_refused_only_when_asked_for(copy: Path) -> Non
                                 "features": {
                                     "ragged": {"sequence": {"feature": {"tensor": {"dtype": "float32"}}, "length": "-1"}},
                                     "fixed": {"sequence": {"feature": {"tensor": {"dtype": "float32"}}, "length": "2"}},
-                                    "zipped": {"tensor": {"dtype": "uint8", "encoding": "zlib", "shape": {}}},
+                                    "zipped": {"tensor": {"dtype": "uint8", "encoding": "lzma", "shape": {}}},
                                     "half": {"tensor": {"dtype": "bfloat16", "shape": {}}},
                                     "depth": {"image": {"dtype": "uint16", "shape": {"dimensions": ["4", "4", "1"]}}},
                                     "film": {"pythonClassName": "a.b.Video", "video": {}},
@@ -183,7 +187,7 @@ def test_unsupported_features_are_refused_only_when_asked_for(copy: Path) -> Non
     np.testing.assert_array_equal(decode(features["steps/label"], [1, 2], "test"), [1, 2])
     expected = {
         "ragged": "a tensor of variable shape [-1]",
-        "zipped": "a tensor in encoding 'zlib'",
+        "zipped": "a tensor in encoding 'lzma'",
         "half": "a tensor of bfloat16",
         "depth": "an image of uint16 [4, 4, 1], not one RGB uint8",
         "film": "a Video feature",
