@@ -1,4 +1,4 @@
-"""Replace a folder as a whole: it is written beside its place and renamed, so that a killed writer leaves what was there before."""
+"""Replace a folder or a file as a whole: it is written beside its place and renamed; a killed writer leaves what was there before."""
 
 from __future__ import annotations
 
@@ -30,6 +30,23 @@ def replacing(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Iterator[
         install(temporary, out, overwrite, is_own, kind)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def replacing_file(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Iterator[Path]:
+    """Give the path of a temporary file that becomes the file `out` when the block ends well, under the same terms as `replacing`."""
+    out = check_place(out, overwrite, is_own, kind)
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder, a file is to be written; choose another place")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f"{_prefix(out)}{os.getpid()}.partial"
+    try:
+        yield temporary
+        check_place(out, overwrite, is_own, kind)
+        temporary.replace(out)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -69,8 +86,10 @@ def _clear_leftovers(out: Path) -> None:
             continue
         if suffix == "old" and not out.exists():
             path.rename(out)
-        elif suffix in ("old", "partial"):
+        elif suffix in ("old", "partial") and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        elif suffix == "partial":
+            path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

@@ -1,0 +1,321 @@
+"""robomimic's HDF5 files (`data/demo_k/{actions,rewards,dones,obs/*,next_obs/*}`), and folders of them, as LIBERO comes.
+
+Episodes are in the order of their numbers. The splits are the file's masks (filter keys). `train` is all episodes unless there is a
+mask of that name; then all of them are `all`. An episode with `next_obs` has one observation more than actions. This module knows
+the format; what robosuite's `env_args` say of actions is read in `data.formats.robosuite`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import InputError
+from data.formats.base import Feature
+from data.formats.description import find_description, merge_description
+from data.formats.robosuite import describe_actions, describe_observations, task_name
+
+SUFFIXES = (".hdf5", ".h5")
+OWN = "robot_rl"
+"""The attribute of `data` in which our writer keeps a description; its episodes say themselves whether they succeeded."""
+
+_TEXT, _EMBEDDING = "language_instruction", "language_embedding"
+_ROWS = ("actions", "rewards", "dones")
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+"""What h5py raises on a damaged file."""
+
+
+@dataclass(frozen=True)
+class RobomimicEpisode:
+    """One demonstration. demo: its h5py group, which keeps the file open; task: its instruction when it has none of its own."""
+
+    demo: Any
+    source: str
+    task: str
+
+    @cached_property
+    def num_actions(self) -> int:
+        count = self._shape("actions")[0]
+        declared = self.demo.attrs.get("num_samples", count)
+        if int(declared) != count:
+            raise InputError(f"{self.source}: has {count} actions, its num_samples says {declared}; drop it with --skip-bad")
+        return int(count)
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_actions + self._has_next
+
+    @property
+    def _has_next(self) -> bool:
+        return "next_obs" in self.demo and len(self.demo["next_obs"]) > 0
+
+    def step(self, key: str, limit: int | None = None) -> Any:
+        if key == _TEXT:
+            return [self._instruction()] * self.num_steps
+        if key == _EMBEDDING and _EMBEDDING in self.demo.attrs:
+            return np.tile(self.demo.attrs[_EMBEDDING], (self.num_steps, 1))
+        count, observed = self.num_actions, key.startswith("obs/")
+        rows = count if limit is None else min(limit, count)
+        values = self._read(key, rows)
+        if not observed or not self._has_next or (limit is not None and limit <= count):
+            return values
+        return np.concatenate([values, self._read(f"next_{key}", 1, last=True)])
+
+    def metadata(self, key: str, default: Any = None) -> Any:
+        """An attribute of the demonstration; `success` of a file that has none is whether a reward of 1 was reached."""
+        if key in self.demo.attrs:
+            return self.demo.attrs[key]
+        if key == "success" and OWN not in self.demo.parent.attrs and "rewards" in self.demo:
+            return bool((self.step("rewards") >= 1).any())
+        return default
+
+    def texts(self) -> dict[str, str]:
+        values = {name.removeprefix("info/"): _text(value) for name, value in self.demo.attrs.items()}
+        # model_file is the simulator's whole XML, ep_meta its JSON.
+        return {name: value for name, value in values.items() if value and name not in (_TEXT, "model_file", "ep_meta")}
+
+    def _instruction(self) -> str:
+        own = _text(self.demo.attrs.get(_TEXT))
+        if own:
+            return own
+        try:
+            return str(json.loads(_text(self.demo.attrs.get("ep_meta")) or "{}")["lang"])
+        except (ValueError, KeyError, TypeError):
+            return self.task
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        import h5py
+
+        try:
+            item = self.demo.get(name)
+        except _DAMAGE as error:
+            raise InputError(f"{self.source}: {name} cannot be read ({_line(error)}); copy the file again") from None
+        if not isinstance(item, h5py.Dataset) or not item.shape:
+            present = ", ".join(
+                sorted([*(set(self.demo) - {"obs", "next_obs"}), *(f"obs/{key}" for key in self.demo.get("obs", ()))])
+            )
+            raise InputError(f"{self.source}: no {name!r} (present: {present}); drop it with --skip-bad")
+        return tuple(item.shape)
+
+    def _read(self, name: str, rows: int, last: bool = False) -> np.ndarray:
+        shape = self._shape(name)
+        if shape[0] != self.num_actions:
+            raise InputError(f"{self.source}: {name} has {shape[0]} steps, actions {self.num_actions}; drop it with --skip-bad")
+        try:
+            values = self.demo[name][-rows:] if last else self.demo[name][:rows]
+        except _DAMAGE as error:
+            raise InputError(f"{self.source}: {name} cannot be read ({_line(error)}); copy the file again") from None
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"{self.source}: {name} is of {values.dtype}, not numbers; drop it with --skip-bad")
+        return np.asarray(values)
+
+
+@dataclass(frozen=True)
+class RobomimicDataset:
+    """An opened dataset. demos: split -> [(file, name of the group)]; tasks: file -> its instruction."""
+
+    path: Path
+    name: str
+    features: dict[str, Feature]
+    demos: dict[str, list[tuple[Path, str]]]
+    tasks: dict[Path, str]
+    description: dict[str, Any] | None
+    format: str = "robomimic"
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        return {name: len(demos) for name, demos in self.demos.items()}
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return path.suffix in SUFFIXES if path.is_file() else bool(_files(path)) and not (path / "metadata.json").exists()
+
+    @classmethod
+    def open(cls, path: str | Path) -> RobomimicDataset:
+        """Open a file, or a folder of files of one robot. InputError says what is missing."""
+        path = Path(path)
+        files = _files(path)
+        if not files:
+            raise InputError(f"{path}: no .hdf5 file; give robomimic's file, or a folder of them")
+        demos: dict[str, list[tuple[Path, str]]] = {}
+        heads = []
+        for file in files:
+            with _open(file) as opened:
+                heads.append(_head(opened, file))
+                for split, names in _splits(opened, file).items():
+                    demos.setdefault(split, []).extend((file, name) for name in names)
+        first = heads[0]
+        for file, head in zip(files, heads, strict=True):
+            if head.derived.get("action") != first.derived.get("action") and not _same_but_limits(head.derived, first.derived):
+                raise InputError(
+                    f"{file}: has other actions than {files[0].name} (env_args); give files of one robot, one by one"
+                )
+        derived = first.derived
+        if "action" in derived and len(heads) > 1:
+            derived = {**derived, "action": {**derived["action"], **_limits([head.derived["action"] for head in heads])}}
+        tasks = {file: head.task for file, head in zip(files, heads, strict=True)}
+        description = merge_description(derived, find_description(path))
+        return cls(path, path.stem if path.is_file() else path.name, first.features, demos, tasks, description)
+
+    def episodes(self, split: str, indices: range) -> Iterator[RobomimicEpisode | InputError]:
+        opened: tuple[Path, Any] | None = None
+        lost: Path | None = None
+        for number, (file, name) in zip(indices, self.demos[split][indices.start : indices.stop], strict=True):
+            source = f"{self.name} {split} #{number} ({file.name} {name})"
+            if file == lost:
+                continue
+            try:
+                # Never closed: the episodes that were given out still read from it, and h5py closes it after the last of them.
+                opened = opened if opened and opened[0] == file else (file, _open(file))
+                demo = opened[1]["data"].get(name)
+            except InputError as error:
+                lost = file
+                yield error
+                continue
+            except _DAMAGE as error:
+                yield InputError(f"{source}: cannot be read ({_line(error)}); copy the file again")
+                continue
+            if demo is None:
+                yield InputError(f"{source}: the mask {split!r} names it, but it is not in the file; drop it with --skip-bad")
+            else:
+                yield RobomimicEpisode(demo, source, self.tasks[file])
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a file says of all its episodes."""
+
+    features: dict[str, Feature]
+    derived: dict[str, Any]
+    task: str
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}"))
+
+
+def _open(file: Path) -> Any:
+    import h5py
+
+    try:
+        opened = h5py.File(file, "r")
+    except OSError as error:
+        raise InputError(f"{file}: not a readable HDF5 file ({_line(error)}); copy it again") from None
+    if not isinstance(opened.get("data"), h5py.Group) or not len(opened["data"]):
+        raise InputError(
+            f"{file}: no episodes under `data` ({', '.join(opened) or 'it is empty'}); give a file in robomimic's layout"
+        )
+    return opened
+
+
+def _splits(opened: Any, file: Path) -> dict[str, list[str]]:
+    try:
+        everything = _sorted(list(opened["data"]))
+        masks = {name: _sorted([_text(entry) for entry in mask[:]]) for name, mask in opened.get("mask", {}).items()}
+    except _DAMAGE as error:
+        raise InputError(f"{file}: its list of episodes or a mask cannot be read ({_line(error)}); copy it again") from None
+    if OWN in opened["data"].attrs:
+        return masks
+    return {"train": everything, **masks, **({"all": everything} if "train" in masks and "all" not in masks else {})}
+
+
+def _sorted(names: list[str]) -> list[str]:
+    """By their number: demo_10 after demo_9."""
+    return sorted(names, key=lambda name: (int((re.findall(r"\d+", name) or ["0"])[-1]), name))
+
+
+def _head(opened: Any, file: Path) -> _Head:
+    data = opened["data"]
+    own, args, problem = (_json(data, key, file) for key in (OWN, "env_args", "problem_info"))
+    demos = _sorted(list(data))
+    try:
+        demo = next(data[name] for name in demos if "actions" in data[name] and "obs" in data[name])
+        features = _features(demo)
+        size = int(demo["actions"].shape[1])
+    except StopIteration:
+        raise InputError(
+            f"{file}: its episodes have no `actions` or no `obs`; make them of the states with robomimic's dataset_states_to_obs.py"
+        ) from None
+    except (*_DAMAGE, IndexError) as error:
+        raise InputError(f"{file}: its first episode cannot be read ({_line(error)}); copy it again") from None
+    task = problem.get(_TEXT)
+    # LIBERO has written it as text, as a list of words and as quoted text.
+    text = (" ".join(map(str, task)) if isinstance(task, list) else str(task or "")).strip('" ') or task_name(args)
+    if own:
+        return _Head(features, own, text)
+    derived = describe_actions(args, size, lambda: _bounds(data, demos)) or {"actions": "actions"}
+    derived |= {"observations": describe_observations(features), "instruction": _TEXT}
+    if "rewards" in features:
+        derived["reward"] = "rewards"
+    return _Head(features, derived, text)
+
+
+def _features(demo: Any) -> dict[str, Feature]:
+    import h5py
+
+    features = {_TEXT: Feature(_TEXT, "text", "string")}
+    if _EMBEDDING in demo.attrs:
+        features[_EMBEDDING] = Feature(_EMBEDDING, "tensor", "float32", tuple(demo.attrs[_EMBEDDING].shape))
+    items = {name: demo[name] for name in (*_ROWS, "states") if name in demo} | {
+        f"obs/{key}": demo["obs"][key] for key in demo["obs"]
+    }
+    for name, item in items.items():
+        if not isinstance(item, h5py.Dataset) or not item.shape:
+            continue
+        dtype, shape = item.dtype, tuple(item.shape[1:])
+        image = dtype == np.uint8 and len(shape) == 3 and shape[-1] == 3 and name.startswith("obs/")
+        features[name] = Feature(
+            name, "image" if image else "tensor", str(dtype), shape, "" if dtype.kind in "biuf" else f"of {dtype}, not numbers"
+        )
+    return features
+
+
+def _bounds(data: Any, demos: list[str]) -> tuple[list[float], list[float]]:
+    """Least and greatest of each action, over the episodes that can be read."""
+    low, high = [], []
+    for name in demos:
+        try:
+            actions = data[name]["actions"][:]
+            low.append(actions.min(axis=0))
+            high.append(actions.max(axis=0))
+        except _DAMAGE:
+            continue
+    return np.nanmin(low, axis=0).tolist(), np.nanmax(high, axis=0).tolist()
+
+
+def _limits(actions: list[dict[str, Any]]) -> dict[str, list[float]]:
+    return {
+        "low": np.min([action["low"] for action in actions], axis=0).tolist(),
+        "high": np.max([action["high"] for action in actions], axis=0).tolist(),
+    }
+
+
+def _same_but_limits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    without = [
+        {key: value for key, value in (head.get("action") or {}).items() if key not in ("low", "high")} for head in (a, b)
+    ]
+    return without[0] == without[1] and a["actions"] == b["actions"]
+
+
+def _json(data: Any, key: str, file: Path) -> dict[str, Any]:
+    text = _text(data.attrs.get(key))
+    try:
+        values = json.loads(text or "{}")
+    except ValueError as error:
+        raise InputError(f"{file}: its attribute {key} is not valid JSON ({error}); repair it with h5py") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
