@@ -6,12 +6,15 @@ from .labels.relabelling import Relabelling as Relabelling
 from .labels.rewards import RewardConfig as RewardConfig
 from .language import LanguageEncoder as LanguageEncoder
 from .normalizer import Normalizer as Normalizer
+from .quality.check import check as check
+from .quality.finding import Finding as Finding
 from .quality.inspection import inspect as inspect
-from .quality.inspection import render as render
+from .quality.terminal import render as render
 from .source import DatasetSource as DatasetSource
 from .source import EpisodeList as EpisodeList
 from .source import EpisodeSource as EpisodeSource
 from .source import open_dataset as open_dataset
+from .source import open_source as open_source
 from .source import read_episodes as read_episodes
 from .statistics import compute_statistics as compute_statistics
 from .store.conversion import Conversion as Conversion

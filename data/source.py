@@ -20,12 +20,23 @@ class EpisodeSource(Protocol):
     changes: what standardisation does to the data, a line each, for people to read.
     """
 
-    name: str
-    location: str
-    split: str
-    action: dict[str, Any]
-    length: int
-    changes: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def location(self) -> str: ...
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def action(self) -> dict[str, Any]: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def changes(self) -> tuple[str, ...]: ...
 
     def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
         """Episodes `indices` (a contiguous range), in order; a bad one is an InputError in its place. images=False: no cameras.
@@ -130,3 +141,10 @@ def read_episodes(source: EpisodeSource, on_bad: OnBad | None = None, images: bo
             raise item
         else:
             on_bad(item)
+
+
+def open_source(path: str | Path, split: str = "train", description: str | Path | None = None) -> EpisodeSource:
+    """A training store, or a split of a dataset of any known format. InputError as of `open_dataset`."""
+    from data.store.store import Store, is_store
+
+    return Store.open(path) if is_store(Path(path)) else open_dataset(path, split, description)

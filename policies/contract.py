@@ -5,7 +5,7 @@ Policies and critics hold one each and never share it: an action passes from one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +20,16 @@ from data.normalizer import Kind, Normalizer
 from policies.base import ActionSpec, ObservationSpec
 from policies.checkpoint import read_config, read_tensors
 
+ACTION_NORMALIZATION: Kind = "quantile"
+
 
 @dataclass(frozen=True)
 class DataContract:
     """Action meaning, normalisers, input shapes, language model and provenance of one trained model.
 
     vectors: normaliser of each vector input (`proprio`, `state`). images: (height, width) of each camera. statistics: the dataset's
-    own, per key. reward: the data's convention and `discount` per control step.
+    own, per key. reward: the data's convention and `discount` per control step. mixed: of a model that was trained on several datasets,
+    each with its own normalisation, their {"action": description, "statistics": per key} by name; the first is the model's own.
     """
 
     action_spec: ActionSpec
@@ -37,9 +40,37 @@ class DataContract:
     datasets: tuple[str, ...]
     reward: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
+    mixed: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_store(cls, store: Any, chunk: int, inputs: tuple[str, ...], kind: Kind = "quantile") -> DataContract:
+    def from_stores(cls, stores: Sequence[Any], chunk: int, inputs: tuple[str, ...]) -> DataContract:
+        """The contract of a model trained on a mixture, each dataset normalised by its own statistics; it acts as in the first one."""
+        contract = cls.from_store(stores[0], chunk, inputs)
+        if len(stores) == 1:
+            return contract
+        table = {text: vector for store in reversed(stores) for text, vector in store.language.table.items()}
+        mixed = {store.name: {"action": store.action, "statistics": store.statistics} for store in stores}
+        language = LanguageEncoder(contract.language.model, table)
+        return replace(contract, language=language, datasets=tuple(mixed), mixed=mixed)
+
+    def for_dataset(self, name: str) -> DataContract:
+        """The same model on the robot of another dataset of its mixture. InputError when it saw none of that name."""
+        if name not in self.mixed:
+            raise InputError(
+                f"the model was trained on {', '.join(self.datasets)}, not on {name!r}; choose one of them as dataset"
+            )
+        entry = self.mixed[name]
+        statistics = entry["statistics"]
+        return replace(
+            self,
+            action_spec=ActionSpec.from_json({**entry["action"], "chunk": self.action_spec.chunk}),
+            action_normalizer=Normalizer.from_statistics(statistics["action"], ACTION_NORMALIZATION),
+            vectors={key: Normalizer.from_statistics(statistics[key], "mean_std") for key in self.vectors},
+            statistics=statistics,
+        )
+
+    @classmethod
+    def from_store(cls, store: Any, chunk: int, inputs: tuple[str, ...]) -> DataContract:
         """The contract of a model with these `inputs`, trained on a `data.Store` with chunks of `chunk` actions."""
         images = {key: (store.shape(key)[0], store.shape(key)[1]) for key in inputs if key.startswith("image_")}
         vectors = {
@@ -47,7 +78,7 @@ class DataContract:
         }
         return cls(
             action_spec=ActionSpec.from_json({**store.action, "chunk": chunk}),
-            action_normalizer=Normalizer.from_statistics(store.statistics["action"], kind),
+            action_normalizer=Normalizer.from_statistics(store.statistics["action"], ACTION_NORMALIZATION),
             vectors=vectors,
             images=images,
             language=store.language,
@@ -71,6 +102,7 @@ class DataContract:
             "datasets": list(self.datasets),
             "reward": self.reward,
             "statistics": self.statistics,
+            "mixed": self.mixed,
         }
 
     @classmethod
@@ -87,6 +119,7 @@ class DataContract:
             datasets=tuple(values["datasets"]),
             reward=values["reward"],
             statistics=values["statistics"],
+            mixed=values.get("mixed", {}),
         )
 
     def embeddings(self) -> np.ndarray:
@@ -100,11 +133,17 @@ class DataContract:
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def load_trained(checkpoint: Path, what: str, build: Callable[[Mapping[str, Any], DataContract], Module]) -> Module:
-    """The model of a step folder: `build` makes it from its config and contract, then its weights are loaded. InputError if damaged."""
+def load_trained(
+    checkpoint: Path, what: str, build: Callable[[Mapping[str, Any], DataContract], Module], dataset: str | None = None
+) -> Module:
+    """The model of a step folder: `build` makes it from its config and contract, then its weights are loaded. InputError if damaged.
+
+    dataset: of a model trained on a mixture, whose robot it shall act on or judge.
+    """
     values, tensors = read_config(checkpoint), read_tensors(checkpoint, "model")
     try:
         contract = DataContract.from_json(values["contract"], tensors.pop("language_table").numpy())
+        contract = contract.for_dataset(dataset) if dataset else contract
         module = build(values["config"], contract)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{checkpoint}: not a {what} of this version ({str(error).splitlines()[0]})") from error

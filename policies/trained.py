@@ -37,12 +37,16 @@ class TrainedPolicy(SamplesOnceEncoded, EncodedModel):
         return cls(config, contract)
 
     @classmethod
-    def load(cls, location: Path, device: str = "cpu") -> Self:
-        """The policy of a step folder; InputError when the folder is damaged."""
+    def load(cls, location: Path, device: str = "cpu", *, dataset: str | None = None) -> Self:
+        """The policy of a step folder; InputError when the folder is damaged.
+
+        dataset: of a policy trained on a mixture, whose robot it shall act on; by default the first one's.
+        """
         return load_trained(
             location,
             f"{cls.config_type.family} policy",
             lambda config, contract: cls(config_from_json(cls.config_type, config), contract),
+            dataset,
         ).to(device)
 
     def to_json(self) -> dict[str, Any]:

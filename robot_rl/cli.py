@@ -16,9 +16,11 @@ import tyro
 
 from data.errors import InputError
 from robot_rl.commands.bench import BenchSampling, BenchSim, BenchSteering
+from robot_rl.commands.bench_data import BenchData
 from robot_rl.commands.bench_serve import BenchServe
 from robot_rl.commands.convert_policy import ConvertPolicy
-from robot_rl.commands.data import DataConvert, DataInspect
+from robot_rl.commands.data import DataInspect
+from robot_rl.commands.data_convert import DataConvert
 from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
 from robot_rl.commands.policies import Policies
@@ -49,6 +51,7 @@ class Bench:
         | Annotated[BenchSampling, tyro.conf.subcommand("sampling")]
         | Annotated[BenchSteering, tyro.conf.subcommand("steering")]
         | Annotated[BenchServe, tyro.conf.subcommand("serve")]
+        | Annotated[BenchData, tyro.conf.subcommand("data")]
     )
 
 
@@ -97,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{error.filename or 'disk'}: {error.strerror}; nothing that was complete is lost, make room or choose another path"
         )
     except KeyboardInterrupt:
-        resumes = isinstance(command, (Demo, Evaluate, TrainCritic, TrainPolicy))
+        resumes = isinstance(command, (DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy))
         print("stopped; the same command resumes" if resumes else "stopped", file=sys.stderr)
         return 130
     return 0

@@ -33,3 +33,31 @@ class CloningConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, learning_rate=RATE, average=(0, 0.999999))
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """What is drawn from."""
+
+    mix: str | None = None  # such as bridge:1.0,fractal:0.54, or a published mixture; --data is then the folder of these stores
+    max_episodes: int | None = None  # of each dataset, evenly spread over it
+    max_starts: int | None = None  # of each episode, evenly spread over it
+
+    def __post_init__(self) -> None:
+        for name in ("max_episodes", "max_starts"):
+            if getattr(self, name) is not None:
+                check_settings(self, **{name: POSITIVE})
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """What a critic learns from each draw."""
+
+    n_step: int | None = None  # steps of the backup; as many as the chunk has actions by default
+    hindsight: float = 0.0  # share of the draws that take the instruction which their episode achieved, where that is labelled
+    negatives: float = 0.0  # share that take an instruction which their episode neither was given nor achieved, as a failure
+
+    def __post_init__(self) -> None:
+        check_settings(self, hindsight=(0, 1), negatives=(0, 1))
+        if self.n_step is not None:
+            check_settings(self, n_step=POSITIVE)

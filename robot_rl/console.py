@@ -97,17 +97,17 @@ def evaluation_progress() -> Iterator[Any]:
         yield show
 
 
-def check_writable(path: Path | None) -> None:
+def check_writable(path: Path | None, option: str = "--json") -> None:
     """Complain before the work, not after it, when the result could not be written there (InputError)."""
     if path is None:
         return
     if path.is_dir():
-        raise InputError(f"--json {path}: is a folder; give a file in it, such as {path / 'results.json'}")
+        raise InputError(f"{option} {path}: is a folder; give a file in it, such as {path / 'results.json'}")
     if path.exists() and not path.is_file():
-        raise InputError(f"--json {path}: is a device or pipe, which writing would replace; give a file")
+        raise InputError(f"{option} {path}: is a device or pipe, which writing would replace; give a file")
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"--json {path}: {existing} is no folder that can be written to; give another place")
+        raise InputError(f"{option} {path}: {existing} is no folder that can be written to; give another place")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

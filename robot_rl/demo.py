@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 import sim
-from data import RldsWriter, convert
+from data import RldsWriter, convert, open_dataset
 from data.errors import InputError
 from data.store.store import is_store
 from policies import load_policy
@@ -48,7 +48,7 @@ def run_demo(demo: Demo) -> None:
         _record(demo, dataset)
     if not is_store(store):
         with counting_progress("reading them back") as progress:
-            convert(dataset, store, progress=progress)
+            convert(open_dataset(dataset), store, workers=demo.workers, progress=progress)
     _train_both(demo, store, policy, critic)
     seed = EVALUATION_SEED + demo.seed
     with evaluation_progress() as on_block:

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.errors import InputError
+from data.labels.relabelling import Relabelling
+from data.open_x.mix import parse_mix, resolve
+from data.store.mixture import MixtureSampler
 from data.store.sampler import ChunkSampler
-from data.store.store import Store
+from data.store.store import Store, is_store
 from policies import FAMILIES
 from policies.config import EncoderConfig
-from policies.contract import DataContract
+from policies.contract import ACTION_NORMALIZATION, DataContract
 from policies.loading import family_class
 from robot_rl.behaviour_cloning import CloningLearner
-from robot_rl.config import CloningConfig, TrainingConfig
+from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig
 from robot_rl.critic import CriticConfig, make_learner
 from robot_rl.training import Progress, train
 
 
 def train_critic(
-    data: Path | str, out: Path | str, critic: CriticConfig, training: TrainingConfig, progress: Progress | None = None
+    data: Path | str,
+    out: Path | str,
+    critic: CriticConfig,
+    training: TrainingConfig,
+    progress: Progress | None = None,
+    mixture: MixtureConfig | None = None,
+    target: TargetConfig | None = None,
 ) -> list[dict[str, float]]:
-    """Train (or resume) a critic on a store in the folder `out`; returns its metrics."""
-    store = Store.open(data)
-    critic = replace(critic, encoder=_with_inputs(critic.encoder, store))
-    contract = DataContract.from_store(store, critic.chunk, critic.encoder.inputs)
+    """Train (or resume) a critic on a store, or a mixture of stores, in the folder `out`; returns its metrics."""
+    mixture, target = mixture or MixtureConfig(), target or TargetConfig()
+    stores = _open_stores(Path(data), mixture.mix)
+    critic = replace(critic, encoder=_with_inputs(critic.encoder, [store for store, _ in stores]))
+    if critic.head != "scalar" and any(store.reward["kind"] == "given" for store, _ in stores):
+        raise InputError(
+            f"{data}: keeps given rewards; the {critic.head} head covers returns of -1 and 0 a step, use --head scalar"
+        )
+    contract = DataContract.from_stores([store for store, _ in stores], critic.chunk, critic.encoder.inputs)
     torch.manual_seed(training.seed)
     learner = make_learner(critic, contract)
-    sampler = ChunkSampler(store, critic.chunk, keys=critic.encoder.inputs)
-    return train(learner, sampler.batch, contract, training, Path(out), progress)
+    relabelling = Relabelling(target.hindsight, target.negatives)
+    sampler = _sampler(stores, mixture, critic.chunk, keys=critic.encoder.inputs, n_step=target.n_step, relabelling=relabelling)
+    drawing = {"mixture": asdict(mixture), "target": asdict(target)}
+    return train(learner, sampler.batch, contract, training, Path(out), progress, drawing)
 
 
 def train_policy(
@@ -41,22 +57,54 @@ def train_policy(
     cloning: CloningConfig,
     training: TrainingConfig,
     progress: Progress | None = None,
+    mixture: MixtureConfig | None = None,
 ) -> list[dict[str, float]]:
-    """Clone (or resume cloning) the behaviour in a store with a policy in the folder `out`; returns its metrics.
+    """Clone (or resume cloning) the behaviour in a store or a mixture with a policy in the folder `out`; returns its metrics.
 
     config: the settings of a family, its `config_type`, such as policies.config.DiffusionConfig.
     """
-    policy_class = trainable_family(config.family)
-    store = Store.open(data)
-    config = replace(config, encoder=_with_inputs(config.encoder, store))
-    contract = DataContract.from_store(store, config.chunk, config.encoder.inputs)
+    policy_class, mixture = trainable_family(config.family), mixture or MixtureConfig()
+    stores = _open_stores(Path(data), mixture.mix)
+    config = replace(config, encoder=_with_inputs(config.encoder, [store for store, _ in stores]))
+    contract = DataContract.from_stores([store for store, _ in stores], config.chunk, config.encoder.inputs)
     torch.manual_seed(training.seed)
     policy = policy_class.create(config, contract)
     learner = CloningLearner(policy, cloning, training.steps)
-    sampler = ChunkSampler(
-        store, config.chunk, keys=config.encoder.inputs, every_start=True, window=policy.observation_spec.window
+    sampler = _sampler(
+        stores, mixture, config.chunk, keys=config.encoder.inputs, every_start=True, window=policy.observation_spec.window
     )
-    return train(learner, sampler.batch, contract, training, Path(out), progress)
+    return train(learner, sampler.batch, contract, training, Path(out), progress, {"mixture": asdict(mixture)})
+
+
+def _open_stores(data: Path, mix: str | None) -> list[tuple[Store, float]]:
+    """(store, weight) of each dataset: the store `data`, or those of a mixture in the folder `data`, under any name of theirs."""
+    if mix is None:
+        return [(Store.open(data), 1.0)]
+    if not data.is_dir() or is_store(data):
+        raise InputError(f"--data {data}: --mix needs the folder that holds a store of each dataset")
+    # By the folder's name, the alias's meaning or the dataset's own name.
+    found: dict[str, Path] = {}
+    for folder in sorted(path for path in data.iterdir() if is_store(path)):
+        found |= {folder.name: folder, resolve(folder.name): folder}
+        found.setdefault(Store.open(folder).name, folder)
+    wanted = parse_mix(mix)
+    missing = [name for name, _ in wanted if name not in found]
+    if missing:
+        raise InputError(
+            f"--data {data}: has no store of {', '.join(missing)} (there are {', '.join(sorted(found)) or 'none'}); convert it into "
+            f"{data / missing[0]}, or leave it out of --mix"
+        )
+    return [(Store.open(found[name]), weight) for name, weight in wanted]
+
+
+def _sampler(
+    stores: list[tuple[Store, float]], mixture: MixtureConfig, chunk: int, **options: Any
+) -> ChunkSampler | MixtureSampler:
+    caps: dict[str, Any] = {"episodes": mixture.max_episodes, "starts_per_episode": mixture.max_starts}
+    samplers = [ChunkSampler(store, chunk, **caps, **options) for store, _ in stores]
+    if len(samplers) == 1:
+        return samplers[0]
+    return MixtureSampler.weighted(samplers, [weight for _, weight in stores], ACTION_NORMALIZATION)
 
 
 def trainable_family(family: str) -> Any:
@@ -68,13 +116,14 @@ def trainable_family(family: str) -> Any:
     return policy_class
 
 
-def _with_inputs(encoder: EncoderConfig, store: Store) -> EncoderConfig:
-    """The encoder's inputs as given, or what the store has: the simulator's state, else the main camera, and proprioception."""
-    available = store.observation_keys
-    missing = [key for key in encoder.inputs if key not in available]
-    if missing:
-        raise InputError(f"{store.path}: has no {missing[0]!r}; --inputs can be {', '.join(available)}")
+def _with_inputs(encoder: EncoderConfig, stores: list[Store]) -> EncoderConfig:
+    """The encoder's inputs as given, or what every store has: the simulator's state, else the main camera, and proprioception."""
+    for store in stores:
+        missing = [key for key in encoder.inputs if key not in store.observation_keys]
+        if missing:
+            raise InputError(f"{store.path}: has no {missing[0]!r}; --inputs can be {', '.join(store.observation_keys)}")
     if encoder.inputs:
         return encoder
+    available = [key for key in stores[0].observation_keys if all(key in store.observation_keys for store in stores)]
     first = "state" if "state" in available else next((key for key in available if key.startswith("image_")), None)
     return replace(encoder, inputs=tuple(key for key in (first, "proprio") if key in available))

@@ -53,17 +53,19 @@ def train(
     config: TrainingConfig,
     run: Path,
     progress: Progress | None = None,
+    drawing: Mapping[str, Any] | None = None,
 ) -> list[dict[str, float]]:
     """Run or resume training in the folder `run`; returns the logged metrics, one dict with `step` each.
 
-    draw: (generator, batch size) -> batch. Raises InputError when the folder holds a run with other settings, or when the loss is no
-    longer finite.
+    draw: (generator, batch size) -> batch. drawing: the settings behind it, which a resumed run must share. Raises InputError when the
+    folder holds a run with other settings, or when the loss is no longer finite.
     """
     device = device_of(config.device)
     with _locked(run):
         identity = {
             **learner.to_json(),
             "training": {"steps": config.steps, "batch_size": config.batch_size, "seed": config.seed},
+            "drawing": dict(drawing or {}),
         }
         torch.set_num_threads(config.threads)
         learner.to(device)

@@ -1,6 +1,6 @@
 """relabel: new success labels for a store, and the rewards, masks and returns that follow from them. The frames are not touched.
 
-The store is made anew beside itself with its frames linked, and takes its own place in one step: a killed relabelling leaves the old one.
+The store is made anew beside itself with its frames linked, and takes its own place in one step: one that is killed leaves the old one.
 """
 
 from __future__ import annotations

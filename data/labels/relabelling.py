@@ -39,7 +39,9 @@ class Relabelling:
     def check(self, store: Store) -> None:
         """InputError when a store cannot be relabelled so."""
         if self.active and store.reward["kind"] != "success":
-            raise InputError(f"{store.path}: keeps given rewards, which are of one instruction; relabelling needs --reward success")
+            raise InputError(
+                f"{store.path}: keeps given rewards, which are of one instruction; relabelling needs --reward success"
+            )
         if self.negatives and len(store.instructions) < 2:
             raise InputError(f"{store.path}: has one instruction; --negatives needs others to draw from")
         if self.hindsight and not (store.achieved >= 0).any():

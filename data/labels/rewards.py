@@ -41,12 +41,16 @@ class RewardConfig:
     def from_json(cls, values: dict[str, Any]) -> RewardConfig:
         return cls(values["kind"], values.get("success_steps", cls.success_steps), values["discount"])
 
-    def label(self, length: int, success: bool | None, rewards: np.ndarray | None, terminated: bool | None, source: str) -> Labels:
-        """reward, mask and mc_return, float32 [T] each, of an episode. InputError when its own rewards are asked for and it has none."""
+    def label(
+        self, length: int, success: bool | None, rewards: np.ndarray | None, terminated: bool | None, source: str
+    ) -> Labels:
+        """reward, mask and mc_return, float32 [T] each, of an episode. InputError where its own rewards are wanted and missing."""
         if self.kind == "success":
             return label(length, success, self.success_steps, self.discount)
         if rewards is None:
-            raise InputError(f"{source}: carries no rewards; convert with --reward success, or name its reward in robot_rl.json")
+            raise InputError(
+                f"{source}: carries no rewards; convert with --reward success, or name its reward in robot_rl.json"
+            )
         mask = np.ones(length)
         mask[-1] = 0.0 if terminated else 1.0
         mc_return = monte_carlo(rewards, mask, self.discount)

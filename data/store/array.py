@@ -214,7 +214,9 @@ class MappedArray:
         """Read everything and compare it with the checksums. InputError names the first file that differs."""
         path = self.folder / CHECKSUMS
         if not path.exists():
-            raise InputError(f"{path}: missing, so the data cannot be verified; a writer was killed, open the store for appending once")
+            raise InputError(
+                f"{path}: missing, so the data cannot be verified; a writer was killed, open the store for appending once"
+            )
         sums, chunk = np.fromfile(path, np.uint32), self._chunk[0]
         row_bytes = self.dtype.itemsize * math.prod(self._row_shape)
         for index, expected in enumerate(sums):

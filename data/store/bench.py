@@ -5,7 +5,6 @@ A transition is a 64x64 image and the next one, both proprioceptions and a chunk
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -51,12 +50,12 @@ def bench_data(episodes: int, batch: int, seconds: float, progress: Callable[[st
             "store, raw frames": sampler.batch,
             "store, JPEG frames": jpeg.batch,
         }
-        rates = _measure(memory, batch, seconds, progress)
+        rates = measure(memory, batch, seconds, progress)
         growth = anonymous_growth(sampler, batch, max(int(seconds * 20), 20))
         with _hdf5(Path(folder), made) as peers:
-            rates |= _measure(peers, batch, seconds, progress)
-        rates |= _measure(_zarr(Path(folder), made), batch, seconds, progress)
-        rates |= _measure(_tf_data(Path(folder), made, batch), batch, seconds, progress)
+            rates |= measure(peers, batch, seconds, progress)
+        rates |= measure(_zarr(Path(folder), made), batch, seconds, progress)
+        rates |= measure(_tf_data(Path(folder), made, batch), batch, seconds, progress)
     ours = rates["store, raw frames"]
     rows = [{"what": what, "transitions_per_second": rate, "ratio": ours / rate} for what, rate in rates.items()]
     return {"rows": rows, "transition_bytes": raw_bytes, "batch": batch, "episodes": episodes, "anonymous_growth_mb": growth}
@@ -66,7 +65,7 @@ def bench_store(path: Path, batch: int, seconds: float) -> dict[str, Any]:
     """The same of a store that is there already, with all of its cameras: its rate and how much anonymous memory sampling takes."""
     store = Store.open(path)
     sampler = ChunkSampler(store, HORIZON)
-    rate = _measure({"store": sampler.batch}, batch, seconds, lambda _: None)["store"]
+    rate = measure({"store": sampler.batch}, batch, seconds, lambda _: None)["store"]
     growth = anonymous_growth(sampler, batch, max(int(seconds * 20), 20))
     size = sum(array.dtype.itemsize * int(np.prod(array.shape)) for array in store.arrays.values())
     row = {"what": str(path), "transitions_per_second": rate, "ratio": 1.0}
@@ -92,7 +91,7 @@ def anonymous_memory() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def _measure(draws: dict[str, Draw], batch: int, seconds: float, progress: Callable[[str], None]) -> dict[str, float]:
+def measure(draws: dict[str, Draw], batch: int, seconds: float, progress: Callable[[str], None]) -> dict[str, float]:
     """Transitions a second of each, the median of five turns that are taken in alternation."""
     times: dict[str, list[float]] = {what: [] for what in draws}
     generator = np.random.default_rng(0)
@@ -177,7 +176,9 @@ def _hdf5(folder: Path, made: list[Episode]) -> Iterator[dict[str, Draw]]:
 
         def robomimic(generator: np.random.Generator, batch: int) -> Any:
             parts: list[list[Any]] = [[] for _ in range(5)]
-            for index, step in zip(generator.integers(len(made), size=batch), generator.integers(STEPS, size=batch), strict=True):
+            for index, step in zip(
+                generator.integers(len(made), size=batch), generator.integers(STEPS, size=batch), strict=True
+            ):
                 demo = file[f"data/demo_{index}"]
                 keys = ("obs/image_primary", "next_obs/image_primary", "obs/proprio", "next_obs/proprio")
                 for part, key in zip(parts, keys, strict=False):
@@ -197,7 +198,8 @@ def _zarr(folder: Path, made: list[Episode]) -> dict[str, Draw]:
     arrays["action"] = np.concatenate([np.concatenate([episode.actions, episode.actions[-1:]]) for episode in made])
     starts, last = _transition_rows(made)
     draws: dict[str, Draw] = {}
-    for name, options in (("uncompressed", {"compressors": None}), ("compressed", {})):
+    variants: dict[str, dict[str, Any]] = {"uncompressed": {"compressors": None}, "compressed": {}}
+    for name, options in variants.items():
         group = zarr.open_group(str(folder / f"{name}.zarr"), mode="w", zarr_format=2)
         for key, value in arrays.items():
             array = group.create_array(key, shape=value.shape, chunks=(16, *value.shape[1:]), dtype=value.dtype, **options)
@@ -219,7 +221,9 @@ def _tf_data(folder: Path, made: list[Episode], batch: int) -> dict[str, Draw]:
         import tensorflow as tf
         import tensorflow_datasets as tfds
     except ImportError:
-        raise InputError("tensorflow-datasets is not installed, so tf.data cannot be measured; pip install 'robot-rl[rlds]'") from None
+        raise InputError(
+            "tensorflow-datasets is not installed, so tf.data cannot be measured; pip install 'robot-rl[rlds]'"
+        ) from None
     with RldsWriter(folder / "rlds", ACTION, image_format="jpeg") as writer:
         for episode in made:
             writer.add(episode)
@@ -237,33 +241,3 @@ def _tf_data(folder: Path, made: list[Episode], batch: int) -> dict[str, Draw]:
     dataset = dataset.interleave(transitions, cycle_length=8, num_parallel_calls=tf.data.AUTOTUNE)
     batches = dataset.shuffle(10_000).batch(batch).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     return {"tf.data, the same as RLDS": lambda generator, size: next(batches)}
-
-
-def storage_trade(store: Store, camera: str, frames: int = 256) -> dict[str, float]:
-    """What keeping frames raw or as JPEG costs, measured on some of a store's own frames: bytes a frame and frames a second of each."""
-    from data.store.frames import JPEG_QUALITY, encode_jpeg
-
-    rows = np.linspace(0, store.rows - 1, min(frames, store.rows)).astype(int)
-    sample = store.gather(camera, rows)
-    files = [encode_jpeg(frame) for frame in sample]
-    with tempfile.TemporaryDirectory() as folder:
-        from data.store.array import MappedArray, write_array
-        from data.store.frames import JpegFrames, JpegWriter
-
-        write_array(Path(folder) / "raw", sample)
-        writer = JpegWriter(Path(folder) / "jpeg", sample.shape[1:])
-        writer.append(files)
-        writer.finish()
-        draws: dict[str, Draw] = {}
-        for name, array in (("raw", MappedArray(Path(folder) / "raw")), ("jpeg", JpegFrames(Path(folder) / "jpeg", len(sample)))):
-            draws[name] = lambda generator, size, array=array: array.gather(generator.integers(len(sample), size=size))
-        rates = _measure(draws, 256, 0.5, lambda _: None)
-        shutil.rmtree(Path(folder) / "raw")
-    size = float(np.mean([len(file) for file in files]))
-    return {
-        "raw_bytes": float(sample[0].nbytes),
-        "jpeg_bytes": size,
-        "raw_frames_per_second": rates["raw"],
-        "jpeg_frames_per_second": rates["jpeg"],
-        "jpeg_quality": JPEG_QUALITY,
-    }

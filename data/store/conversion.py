@@ -157,9 +157,7 @@ class _Work:
                 raise item
             rows = self._rows(item)
             if self.writer.language.model == DATASET_MODEL and item.instruction_embedding is None:
-                raise InputError(
-                    f"{item.source}: carries no language_embedding; choose a sentence-transformers language model"
-                )
+                raise InputError(f"{item.source}: carries no language_embedding; choose a sentence-transformers language model")
             number = self.writer.instruction(item.instruction, item.instruction_embedding)
         except InputError as error:
             if not skip_bad:
@@ -193,7 +191,8 @@ class _Work:
             if shape != arrays[key].row_shape:
                 raise InputError(
                     f"{item.source}: {key} is {shape} a step, {arrays[key].row_shape} in the episodes before it; "
-                    "leave it out with --skip-bad" + (", or give all one size with --image-size" if key in item.image_shapes else "")
+                    "leave it out with --skip-bad"
+                    + (", or give all one size with --image-size" if key in item.image_shapes else "")
                 )
         if gone | new:
             # Noted before it is done: a killed run does not find half a camera.

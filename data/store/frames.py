@@ -1,7 +1,7 @@
 """Frames kept as JPEG: a tenth of the bytes, decoded when they are sampled. Raw frames are a plain MappedArray.
 
-    jpeg/<key>/bytes   uint8 [total], the JPEG files end to end
-    jpeg/<key>/ends    int64 [rows], cumulative and exclusive
+jpeg/<key>/bytes   uint8 [total], the JPEG files end to end
+jpeg/<key>/ends    int64 [rows], cumulative and exclusive
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ class JpegFrames:
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.rows, *self._shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all JPEG files together."""
+        return len(self._bytes)
 
     def __len__(self) -> int:
         return self.rows

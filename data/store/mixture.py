@@ -30,7 +30,9 @@ class MixtureSampler:
         not fit together."""
         weights = np.asarray(probabilities, np.float64)
         if len(samplers) != len(weights) or not len(samplers) or (weights < 0).any() or not weights.sum():
-            raise InputError(f"a mixture of {len(samplers)} datasets needs as many weights, not all 0, got {list(probabilities)}")
+            raise InputError(
+                f"a mixture of {len(samplers)} datasets needs as many weights, not all 0, got {list(probabilities)}"
+            )
         self.samplers, self.probabilities = list(samplers), weights / weights.sum()
         for sampler in self.samplers[1:]:
             _check_fit(self.samplers[0], sampler)
@@ -52,7 +54,7 @@ class MixtureSampler:
 
     def refresh(self) -> bool:
         """See what writers of the stores have committed since; whether there was anything."""
-        return any([sampler.refresh() for sampler in self.samplers])
+        return sum(sampler.refresh() for sampler in self.samplers) > 0
 
     def batch(self, generator: np.random.Generator, size: int) -> dict[str, Any]:
         """`size` windows, in the order of the samplers."""
@@ -83,9 +85,7 @@ class MixtureSampler:
         part["source"] = np.full(len(part["rows"]), index, np.int32)
 
 
-def _scales(
-    reference: ChunkSampler, sampler: ChunkSampler, normalization: Kind
-) -> dict[str, tuple[Normalizer, Normalizer]]:
+def _scales(reference: ChunkSampler, sampler: ChunkSampler, normalization: Kind) -> dict[str, tuple[Normalizer, Normalizer]]:
     """(theirs, ours) of the action and of each vector, which models standardise (see policies/contract.py)."""
     kinds: dict[str, Kind] = {"action": normalization}
     kinds |= {key: "mean_std" for key in sampler.keys if not key.startswith("image_")}
@@ -104,11 +104,12 @@ def _check_fit(first: ChunkSampler, other: ChunkSampler) -> None:
     if a.action["names"] != b.action["names"]:
         raise InputError(f"{where}: actions {b.action['names']}, not {a.action['names']}")
     if a.attributes["language_model"] != b.attributes["language_model"]:
-        raise InputError(
-            f"{where}: instructions embedded by {b.attributes['language_model']}, not {a.attributes['language_model']}; convert with one --language"
-        )
+        theirs, ours = b.attributes["language_model"], a.attributes["language_model"]
+        raise InputError(f"{where}: instructions embedded by {theirs}, not {ours}; convert with one --language")
     if set(first.keys) != set(other.keys):
-        raise InputError(f"{where}: inputs {', '.join(other.keys)}, not {', '.join(first.keys)}; choose common ones with --inputs")
+        raise InputError(
+            f"{where}: inputs {', '.join(other.keys)}, not {', '.join(first.keys)}; choose common ones with --inputs"
+        )
     for key in first.keys:
         if a.shape(key) != b.shape(key):
             how = "convert with one --image-size" if key.startswith("image_") else "choose other --inputs"

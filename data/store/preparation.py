@@ -1,4 +1,4 @@
-"""Episodes -> rows of a store: cameras chosen and resized, frames encoded. Done in several processes; reading and decoding is the cost."""
+"""Episodes -> rows of a store: cameras chosen and resized, frames encoded. In several processes: reading and decoding is the cost."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """rows: [T+1, ...] of each observation and of the action; JPEG frames are a list of T+1 files. image_shapes: [H,W,3] of each camera."""
+    """rows: [T+1, ...] of each observation and of the action; JPEG frames are a list of T+1 files. image_shapes: of each camera."""
 
     rows: dict[str, Any]
     image_shapes: dict[str, tuple[int, ...]]
@@ -105,7 +105,9 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([cv2.resize(frame, (width, height), interpolation=how) for frame in frames])
 
 
-def prepare_all(source: EpisodeSource, indices: range, preparation: Preparation, workers: int) -> Iterator[tuple[int, list[Item]]]:
+def prepare_all(
+    source: EpisodeSource, indices: range, preparation: Preparation, workers: int
+) -> Iterator[tuple[int, list[Item]]]:
     """(number of the source's episodes that are done then, the items of a task), in order, for all of `indices`."""
     tasks = [
         range(start, min(start + TASK_EPISODES, indices.stop)) for start in range(indices.start, indices.stop, TASK_EPISODES)

@@ -69,7 +69,9 @@ class ReplayWriter:
         attributes = self._writer.attributes
         if attributes.get("robot_rl_store") != VERSION or attributes["action"] != action:
             self._writer.close()
-            raise InputError(f"{path}: holds actions {attributes.get('action', {}).get('names')} that mean something else; choose another place")
+            raise InputError(
+                f"{path}: holds actions {attributes.get('action', {}).get('names')} that mean something else; choose another place"
+            )
 
     def _recover(self) -> None:
         """Close the episode that a killed writer was in."""
@@ -123,15 +125,19 @@ class ReplayWriter:
         given = self.reward.kind == "given"
         if given and reward is None:
             raise InputError(f"{self.path}: the store keeps given rewards, and step {row - self._first} has none")
-        value = np.float32(reward if given and reward is not None else -1.0)
-        if values.shape[1:] != self._writer.arrays["action"].row_shape or not (np.isfinite(values).all() and np.isfinite(value)):
-            raise InputError(f"{self.path}: the action or reward of step {row - self._first} is not finite, or of the wrong shape")
+        value = np.full(1, reward if given else -1.0, np.float32)
+        if values.shape[1:] != self._writer.arrays["action"].row_shape or not (
+            np.isfinite(values).all() and np.isfinite(value).all()
+        ):
+            raise InputError(
+                f"{self.path}: the action or reward of step {row - self._first} is not finite, or of the wrong shape"
+            )
         zero = np.zeros(1, np.float32)
         # Until the commit nobody looks at this row's action and labels, which were the last observation's placeholders.
-        for key, array in (("action", values), ("reward", value[None]), ("mask", zero + 1), ("mc_return", zero)):
+        for key, array in (("action", values), ("reward", value), ("mask", zero + 1), ("mc_return", zero)):
             self._writer.overwrite(key, row, array)
         self._writer.append({**rows, "action": values, **dict.fromkeys(_LABELS, zero), "instruction_index": self._index})
-        self._given.append(float(value))
+        self._given.append(float(value[0]))
         if terminated or truncated:
             self._close_episode(bool(success), terminated)
         else:
@@ -173,7 +179,9 @@ class ReplayWriter:
             elif array.dtype.kind in "fiub" and array.ndim == 1:
                 rows[key] = array[None].astype(np.float32)
         known = self._writer.arrays
-        expected = {key: writer.row_shape for key, writer in known.items() if key not in (*_LABELS, "action", "instruction_index")}
+        expected = {
+            key: writer.row_shape for key, writer in known.items() if key not in (*_LABELS, "action", "instruction_index")
+        }
         found = {key: value.shape[1:] for key, value in rows.items()}
         if known and found != expected:
             raise InputError(f"{self.path}: the observation has {found}, the store {expected}")
@@ -181,7 +189,9 @@ class ReplayWriter:
             if key.startswith("image_") and (value.dtype != np.uint8 or value.ndim != 4 or value.shape[-1] != 3):
                 raise InputError(f"{self.path}: {key} is {value.dtype}{value.shape[1:]}, expected uint8 (H, W, 3)")
             if not np.isfinite(value).all():
-                raise InputError(f"{self.path}: {key} is not finite at row {self._writer.rows}; nothing of this step was written")
+                raise InputError(
+                    f"{self.path}: {key} is not finite at row {self._writer.rows}; nothing of this step was written"
+                )
         return rows
 
     def close(self) -> None:

@@ -25,9 +25,9 @@ class ChunkSampler:
         discount = gamma^n prod_{i<n} mask_{t+i}                     (the factor of the next value, gamma and mask included)
     and the next observation is row t+n. Where T - t < H the chunk is padded with the last action. Where an episode ends in a terminal
     step (a success) those steps have discount 0, so the padding is never bootstrapped through. An episode that does not (a failure, one
-    that was cut off or still runs) would give a padded chunk the value of actions that were never taken, so critics start there only where
-    t + max(H, N) <= T. `every_start` (behaviour cloning) starts anywhere, and leaves out the next observations, which cloning
-    has no use for.
+    that was cut off or still runs) would give a padded chunk the value of actions that were never taken, so critics start there
+    only where t + max(H, N) <= T. `every_start` (behaviour cloning) starts anywhere, and leaves out the next observations, which
+    cloning has no use for.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class ChunkSampler:
         if not len(self.starts):
             longest = int(np.diff(store.episode_ends, prepend=0).max()) - 1
             raise InputError(
-                f"{store.path}: no episode is long enough for a chunk of {max(horizon, self.n_step)} actions (the longest has {longest}); "
-                "choose a shorter --chunk"
+                f"{store.path}: no episode is long enough for a chunk of {max(horizon, self.n_step)} actions (the longest has "
+                f"{longest}); choose a shorter --chunk"
             )
 
     def refresh(self) -> bool:
@@ -98,9 +98,7 @@ class ChunkSampler:
         }
         loaded["reward"], loaded["discount"] = self._backup(reward, mask, loaded["final"] - start)
         loaded["terminal"] = mask[np.maximum(loaded["final"] - 1 - start, 0)] == 0
-        self._ram = {
-            key: np.concatenate([self._ram[key][:start], value]) if start else value for key, value in loaded.items()
-        }
+        self._ram = {key: np.concatenate([self._ram[key][:start], value]) if start else value for key, value in loaded.items()}
         self._embeddings = store.language.encode(store.instructions)
         self._texts = np.asarray(store.instructions, dtype=object)
         self.starts = self._find_starts()

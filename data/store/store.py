@@ -3,8 +3,8 @@
     data/{action, proprio, state, image_*}            concatenated over time, T+1 rows an episode of T transitions
     data/{reward, mask, mc_return, instruction_index} the same rows
     jpeg/image_*/{bytes, ends}                        cameras that are kept as JPEG, in place of data/image_*
-    meta/{episode_ends, success}                      an episode each; episode_ends: cumulative and exclusive, in rows; success: 1, 0, or
-                                                      -1 unlabelled
+    meta/{episode_ends, success}                      an episode each; episode_ends: cumulative and exclusive, in rows; success: 1, 0,
+                                                      or -1 unlabelled
     meta/achieved                                     where hindsight was labelled: the instruction that an episode achieved, or -1
     meta/instruction_embeddings                       float32 [N,D], row i for line i of instructions.jsonl
     meta/.commit                                      how many rows and episodes count (data/store/commit.py)
@@ -88,7 +88,8 @@ class Store:
         }
         arrays |= {key: JpegFrames(path / "jpeg" / key, committed.rows) for key in cameras}
         language = LanguageEncoder(attributes["language_model"])
-        store = cls(path, attributes, arrays, *(np.empty(0, int) for _ in range(3)), language, [], committed)
+        none = np.empty(0, np.int64)
+        store = cls(path, attributes, arrays, none, none, none, language, [], committed)
         store._load_episodes()
         store._check()
         return store

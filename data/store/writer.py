@@ -63,6 +63,7 @@ class StoreWriter:
             else ArrayWriter(folder / "meta" / key, dtype, ())
             for key, dtype in EPISODE_ARRAYS.items()
         }
+        self._embeddings: ArrayWriter | None = None
         self._open_instructions()
 
     @property
@@ -182,7 +183,6 @@ class StoreWriter:
         texts = read_instructions(path)
         self.instructions = {text: index for index, text in enumerate(texts)}
         folder = self.folder / "meta" / "instruction_embeddings"
-        self._embeddings: ArrayWriter | None = None
         if texts:
             for text, vector in zip(texts, MappedArray(folder, len(texts)).view, strict=True):
                 self.language.remember(text, vector)
@@ -216,4 +216,4 @@ def lock(folder: Path) -> int:
 def _shape_of(data: bytes) -> tuple[int, ...]:
     import cv2
 
-    return tuple(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape)
+    return tuple(np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)).shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from policies.config import DiffusionConfig
-from robot_rl.config import CloningConfig, TrainingConfig
+from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig
 from robot_rl.critic.config import CriticConfig
 
 Config = TypeVar("Config")
@@ -18,8 +18,10 @@ Config = TypeVar("Config")
 class TrainCritic:
     """Train a Q-function. Killed at any moment, the same command resumes."""
 
-    data: Path  # a store that `robot-rl data convert` wrote
+    data: Path  # a store that `robot-rl data convert` wrote, or with --mix a folder of them
     out: Path  # the run's folder
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -28,7 +30,7 @@ class TrainCritic:
         from robot_rl.recipes import train_critic
 
         with training_progress("critic") as progress:
-            metrics = train_critic(self.data, self.out, self.critic, self.training, progress)
+            metrics = train_critic(self.data, self.out, self.critic, self.training, progress, self.mixture, self.target)
         _say(self.out, self.training.steps, metrics)
 
 
@@ -39,10 +41,11 @@ class TrainPolicy(Generic[Config]):
     `--policy X --help` shows the settings of family X.
     """
 
-    data: Path  # a store that `robot-rl data convert` wrote
+    data: Path  # a store that `robot-rl data convert` wrote, or with --mix a folder of them
     out: Path  # the run's folder
     settings: Config
     policy: str = "diffusion"  # the family, as `robot-rl policies` lists them
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     cloning: CloningConfig = field(default_factory=CloningConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -51,7 +54,7 @@ class TrainPolicy(Generic[Config]):
         from robot_rl.recipes import train_policy
 
         with training_progress("policy") as progress:
-            metrics = train_policy(self.data, self.out, self.settings, self.cloning, self.training, progress)
+            metrics = train_policy(self.data, self.out, self.settings, self.cloning, self.training, progress, self.mixture)
         _say(self.out, self.training.steps, metrics)
 
 

@@ -17,6 +17,7 @@ from policies.checkpoint import read_config, resolve_checkpoint
 from policies.config import config_from_json
 from policies.contract import DataContract, load_trained
 from policies.device import device_of
+from policies.loading import parse_spec
 from policies.networks.encoder import EncodedModel
 from robot_rl.critic.config import CriticConfig
 from robot_rl.critic.losses import hl_gauss_value
@@ -61,12 +62,21 @@ class Critic(EncodedModel):
 
 
 def load_critic(path: Path | str, device: str = "cpu") -> Critic:
-    """The target network of a trained critic, from its run folder or one step of it; InputError when there is none."""
-    checkpoint = resolve_checkpoint(path)
+    """The target network of a trained critic, from its run folder or one step of it; InputError when there is none.
+
+    `folder?dataset=NAME`: of a critic trained on a mixture, the dataset whose actions it shall judge; by default the first one's.
+    """
+    _, location, options = parse_spec(str(path))
+    if set(options) - {"dataset"}:
+        raise InputError(f"{path}: a critic has one option, dataset, as in {location}?dataset=bridge_dataset")
+    checkpoint = resolve_checkpoint(location)
     family = read_config(checkpoint).get("family")
     if family != "critic":
         raise InputError(f"{path}: holds a {family!r}, not a critic; give the folder of `robot-rl train critic`")
     critic = load_trained(
-        checkpoint, "critic", lambda config, contract: Critic(config_from_json(CriticConfig, config), contract)
+        checkpoint,
+        "critic",
+        lambda config, contract: Critic(config_from_json(CriticConfig, config), contract),
+        options.get("dataset"),
     )
     return critic.to(device_of(device))

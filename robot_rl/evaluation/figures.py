@@ -133,6 +133,39 @@ def line_chart(title: str, series: Sequence[Series], x_label: str) -> str:
     )
 
 
+def histogram(
+    title: str, edges: Sequence[float], counts: Sequence[int], marks: Mapping[str, tuple[float, str]], x_label: str, colour: str
+) -> str:
+    """Bars of `counts` [N] between `edges` [N+1], equally wide; marks: name -> (x, CSS colour), upright lines with a legend.
+
+    Heights are square roots, so that rare values are seen beside common ones. A mark outside the edges is left out, with its name.
+    """
+    low, high = edges[0], edges[-1]
+    top = math.sqrt(max(*counts, 1))
+    width = 100 / len(counts)
+    bars = "".join(
+        f'<rect x="{i * width:.2f}" width="{width * 0.9:.2f}" y="{100 - 100 * math.sqrt(c) / top:.2f}" '
+        f'height="{100 * math.sqrt(c) / top:.2f}" fill="{colour}"/>'
+        for i, c in enumerate(counts)
+        if c
+    )
+    inside = {name: (100 * (x - low) / (high - low), mark) for name, (x, mark) in marks.items() if low <= x <= high}
+    lines = "".join(
+        f'<line x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="100" stroke="{mark}" stroke-width="2"/>' for x, mark in inside.values()
+    )
+    legend = "".join(
+        f'<span class="key"><i style="background:{mark}"></i>{escape(name)}</span>' for name, (_, mark) in inside.items()
+    )
+    ticks = [t for t in _ticks(low, high) if low <= t <= high]
+    labels = "".join(f'<span style="left:{100 * (t - low) / (high - low):.2f}%">{_number(t)}</span>' for t in ticks)
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{legend}</figcaption><div class="plot histogram">'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)}, {_number(low)} to {_number(high)}">{bars}{lines}</svg>'
+        f'<div class="ticks">{labels}</div><div class="unit">{escape(x_label)}</div></div></figure>'
+    )
+
+
 def metric_charts(rows: Sequence[Mapping[str, float]], colour: str) -> str:
     """A chart for each metric of a training log: rows of {"step": int, name: value}; a name may be missing from some rows."""
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))

@@ -70,13 +70,13 @@ pre { background:var(--code); border-radius:8px; padding:12px 14px; overflow-x:a
 """
 
 
-def page(title: str, body: str) -> str:
-    """A whole HTML document; `body` is HTML already, `title` is text."""
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole HTML document; `body` is HTML already, `title` is text, `style` is CSS that comes after the common one."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         # Nothing may be fetched, and the browser holds us to it.
         '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'; media-src data:\">"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; media-src data:; img-src data:\">"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body><main>{body}</main></body></html>\n"
     )

