@@ -19,7 +19,8 @@ STYLE = """
 .finding { border-left:4px solid var(--random); padding:2px 0 2px 14px; margin:0 0 12px; max-width:none; overflow-wrap:anywhere }
 .finding.error { border-color:var(--bad) } .finding b { font-weight:650 } 
 .finding span { display:block; color:var(--soft); font-size:14px }
-.plot.histogram { grid-template-columns:1fr; grid-template-rows:110px 18px auto } 
+.plot.histogram { grid-template-columns:1fr; grid-template-rows:110px 18px auto; margin:0 14px }
+.cards + dl { margin-top:20px } 
 .plot.histogram .ticks,.plot.histogram .unit { grid-column:1 }
 .sheet { margin:0 0 14px; font-size:14px } .sheet img { display:block; max-width:100%; height:auto; border-radius:6px; margin-top:4px }
 .sheets { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr)); gap:6px 28px; margin-top:12px }
@@ -46,7 +47,7 @@ def _head(report: dict[str, Any]) -> str:
     errors, warnings = faults.count("error"), faults.count("warning")
     length, success = report["episode_length"], report["success"]
     cards = [
-        ("findings", f"{errors + warnings}", f"{errors} errors, {warnings} warnings"),
+        ("findings", f"{errors + warnings}", f"{errors} {_noun('error', errors)}, {warnings} {_noun('warning', warnings)}"),
         (
             "episodes",
             f"{report['episodes']:,}",
@@ -75,6 +76,10 @@ def _head(report: dict[str, Any]) -> str:
     return f'<h1>{escape(report["name"])}, split {escape(report["split"])}</h1><div class="cards">{shown}</div><dl>{rows}</dl>'
 
 
+def _noun(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
+
+
 def _findings(report: dict[str, Any]) -> str:
     parts = []
     for finding in report["findings"]:
@@ -95,18 +100,16 @@ def _motion(report: dict[str, Any]) -> str:
     for i, name in enumerate(action["names"]):
         shape = report["histograms"][name]
         marks = {
-            "low, high": (action["low"][i], "var(--bad)"),
-            "high": (action["high"][i], "var(--bad)"),
-            "q01, q99": (statistics["q01"][i], "var(--random)"),
-            "q99": (statistics["q99"][i], "var(--random)"),
+            "low, high": ((action["low"][i], action["high"][i]), "var(--bad)"),
+            "q01, q99": ((statistics["q01"][i], statistics["q99"][i]), "var(--random)"),
         }
         outside = f", {100 * shape['outside']:.2g}% outside of its bounds" if shape["outside"] else ""
-        charts.append(histogram(name, shape["edges"], shape["counts"], marks, action["units"][i] + outside, "var(--steered)"))
+        charts.append(histogram(name, shape["edges"], shape["counts"], marks, action["units"][i] + outside))
         cells = "".join(f'<td data-name="{key}">{statistics[key][i]:.3g}</td>' for key in statistics)
         bounds = f'<td data-name="bounds">{action["low"][i]:g} .. {action["high"][i]:g}</td>'
         rows.append(f'<tr><td class="task">{escape(name)} ({escape(action["units"][i])})</td>{cells}{bounds}</tr>')
     length = report["episode_length"]["histogram"]
-    lengths = histogram("episode length", length["edges"], length["counts"], {}, "transitions", "var(--base)")
+    lengths = histogram("episode length", length["edges"], length["counts"], {}, "transitions")
     head = "".join(f"<th>{key}</th>" for key in ("action", *statistics, "bounds"))
     return (
         '<h2>Actions</h2><p class="note">As the trainer sees them, with their bounds (low, high) and 1% and 99% quantiles; heights are '

@@ -1,122 +1,147 @@
-"""inspect: what a dataset holds, as the trainer will see it. Works on RLDS folders and on training stores."""
+"""inspect: what a dataset holds, as the trainer will see it, in numbers. Any EpisodeSource: a dataset of any format, or a store."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
-from data.source import open_rlds
-from data.statistics import STATISTICS, compute_statistics
-from data.store.store import Store, is_store
+from data.quality.check import findings
+from data.quality.frames import frame_lags
+from data.quality.motion import DEAD
+from data.quality.signals import LaggedCorrelation
+from data.quality.survey import Progress, Survey, survey
+from data.source import EpisodeSource
+from data.statistics import STATISTICS
 
-if TYPE_CHECKING:
-    from rich.console import Group
-
-_DEAD = 1e-6
-
-
-def inspect(path: str | Path, split: str = "train", skip_bad: bool = False) -> dict[str, Any]:
-    """Describe a dataset, JSON-ready. A store has one split and no bad episodes: `split` and `skip_bad` are for RLDS.
-
-    Raises InputError for a bad dataset; with `skip_bad`, bad episodes are left out and `skipped` has a line for each.
-
-    format, name, path, split; episodes; steps (observations, as RLDS counts them: T+1 an episode); transitions; instructions
-    {text: episodes}; episode_length {min, median, max} in transitions; cameras {name: [H,W]}; vectors {name: size};
-    action (its description); statistics (of the standardised action: mean, std, min, max, q01, q99, lists of A);
-    dead_dimensions (names of action dimensions that never move); success {true, false, unlabelled} in episodes.
-    """
-    return _inspect_store(Store.open(path)) if is_store(Path(path)) else _inspect_rlds(path, split, skip_bad)
+BINS, LENGTH_BINS = 48, 32
+IDLE = 0.02  # of the 99% quantile of every dimension that moves: the arm is told to stay
+SHOW_BOUNDS = 4.0  # bounds are within a histogram as long as that makes it no more than so many times wider than the data
 
 
-def _inspect_rlds(path: str | Path, split: str, skip_bad: bool) -> dict[str, Any]:
-    source = open_rlds(path, split)
-    skipped: list[str] = []
-    on_bad = (lambda error: skipped.append(str(error))) if skip_bad else None
-    actions, instructions, success = [], Counter[str](), Counter[bool | None]()
-    # Without decoding the images: statistics of a whole Open-X dataset should not take hours.
-    for episode in source.read(on_bad, False):
-        actions.append(episode.actions)
-        instructions[episode.instruction] += 1
-        success[episode.success] += 1
-    if not actions:
-        raise InputError(f"{source.location}: no usable episode in split {split!r}; {skipped[0]}")
-    first = next(source.read((lambda _: None) if skip_bad else None, True), None)
-    shapes = {key: value.shape[1:] for key, value in first.observations.items()} if first else {}
-    provenance = {"format": "rlds", "name": source.name, "path": source.location, "split": split}
-    statistics = compute_statistics(np.concatenate(actions))
-    report = _report(provenance, [len(a) for a in actions], dict(instructions), shapes, source.action, statistics, success)
-    return {**report, "skipped": skipped}
-
-
-def _inspect_store(store: Store) -> dict[str, Any]:
-    lengths = np.diff(store.episode_ends, prepend=0) - 1
-    index = store.gather("instruction_index", store.episode_ends - 1)
-    instructions = {text: int((index == i).sum()) for i, text in enumerate(store.instructions)}
-    success = Counter({1: True, 0: False, -1: None}[int(value)] for value in store.success)
-    provenance = {"format": "store", "name": store.name, "path": str(store.path), "split": store.attributes["source"]["split"]}
-    shapes = {key: store.shape(key) for key in store.observation_keys}
-    return _report(provenance, lengths.tolist(), instructions, shapes, store.action, store.statistics["action"], success) | {
-        "skipped": []
-    }
-
-
-def _report(
-    provenance: dict[str, Any],
-    lengths: list[int],
-    instructions: dict[str, int],
-    shapes: dict[str, tuple[int, ...]],
-    action: dict[str, Any],
-    statistics: dict[str, list[float]],
-    success: Counter[bool | None],
+def inspect(
+    source: EpisodeSource, limit: int | None = None, skip_bad: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
+    """Describe a source, or its first `limit` episodes, JSON-ready; see `report`.
+
+    InputError for a bad episode; with `skip_bad`, bad ones are left out and `skipped` has a line for each.
+    """
+    return report(survey(source, limit, skip_bad, progress))
+
+
+def report(found: Survey) -> dict[str, Any]:
+    """A survey in JSON-ready numbers.
+
+    name, path, split; changes (what standardisation did); episodes; steps (observations: T+1 an episode); transitions; instructions
+    {text: episodes}; episode_length {min, median, max, histogram} in transitions; cameras {name: [H,W]}; vectors {name: size}; action
+    (its description); statistics and proprio_statistics (mean, std, min, max, q01, q99, lists); histograms {action: {edges, counts,
+    outside: share of steps outside of its bounds}}; dead_dimensions (action dimensions that never move); idle (share of steps in which
+    no motion is asked for; None for absolute actions); success {true, false, unlabelled} and rewards {episodes, min, max} in episodes;
+    lag {signal: {steps, seconds, correlation, at_zero, lags, curve}}: of the proprio after the actions, and of each camera after the
+    proprio; looked_at {episodes, frames}: whose frames were decoded; findings, as of `check`; skipped. Quantiles and histograms are of
+    a sample where there are more than 131,072 steps.
+    """
+    rows, lengths = found.rows.rows(), np.array([facts.length for facts in found.episodes])
+    success = Counter(facts.success for facts in found.episodes)
+    width, names = len(found.wraps), found.action["names"]
+    instructions = Counter(facts.instruction for facts in found.episodes)
+    rewards = [(facts.reward[1], min(facts.reward[0])) for facts in found.episodes if facts.reward]
+    frames = sum(facts.shape[0] for cameras in found.sample.cameras for facts in cameras.values())
     return {
-        **provenance,
+        "name": found.name,
+        "path": found.location,
+        "split": found.split,
+        "changes": list(found.changes),
         "episodes": len(lengths),
-        "steps": sum(lengths) + len(lengths),
-        "transitions": sum(lengths),
+        "steps": int(lengths.sum() + len(lengths)),
+        "transitions": int(lengths.sum()),
         "instructions": dict(sorted(instructions.items(), key=lambda item: (-item[1], item[0]))),
-        "episode_length": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
-        "cameras": {key: list(shape[:2]) for key, shape in shapes.items() if key.startswith("image_")},
-        "vectors": {key: shape[0] for key, shape in shapes.items() if not key.startswith("image_")},
-        "action": action,
-        "statistics": statistics,
-        "dead_dimensions": [name for name, std in zip(action["names"], statistics["std"], strict=True) if std < _DEAD],
+        "episode_length": {
+            "min": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "max": int(lengths.max()),
+            "histogram": _lengths(lengths),
+        },
+        "cameras": {key: list(facts.shape[1:3]) for cameras in found.sample.cameras[:1] for key, facts in cameras.items()},
+        "vectors": {key: shape[0] for key, shape in found.shapes.most_common(1)[0][0]},
+        "action": found.action,
+        "statistics": _statistics(found, rows, 0, found.size),
+        "proprio_statistics": _statistics(found, rows, found.size, width) if width else {},
+        "histograms": {
+            name: _histogram(rows[:, i], found.action["low"][i], found.action["high"][i]) | {"outside": float(found.outside[i])}
+            for i, name in enumerate(names)
+        },
+        "dead_dimensions": [name for name, std in zip(names, found.rows.std[: found.size], strict=True) if std < DEAD],
+        "idle": _idle(found, rows),
         "success": {"true": success[True], "false": success[False], "unlabelled": success[None]},
+        "rewards": {
+            "episodes": len(rewards),
+            "min": min((low for _, low in rewards), default=None),
+            "max": max((high for high, _ in rewards), default=None),
+        },
+        "lag": _lags(found),
+        "looked_at": {"episodes": len(found.sample.episodes), "frames": frames},
+        "findings": [finding.to_json() for finding in findings(found)],
+        "skipped": found.errors,
     }
 
 
-def render(report: dict[str, Any]) -> Group:
-    """The report of `inspect` as rich tables, for `rich.print`."""
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
+def _statistics(found: Survey, rows: np.ndarray, start: int, size: int) -> dict[str, list[float]]:
+    columns = slice(start, start + size)
+    q01, q99 = np.quantile(rows[:, columns], [0.01, 0.99], axis=0)
+    all_of_them = found.rows
+    values = (
+        all_of_them.mean[columns],
+        all_of_them.std[columns],
+        all_of_them.low[columns],
+        all_of_them.high[columns],
+        q01,
+        q99,
+    )
+    return {key: [float(x) for x in value] for key, value in zip(STATISTICS, values, strict=True)}
 
-    facts = Table(show_header=False, box=None)
-    length, success = report["episode_length"], report["success"]
-    cameras = ", ".join(f"{key} {height}x{width}" for key, (height, width) in report["cameras"].items())
-    for key, value in {
-        "dataset": f"{report['name']} ({report['format']}, split {report['split']})",
-        "path": report["path"],
-        "episodes": f"{report['episodes']} ({success['true']} succeed, {success['false']} fail, {success['unlabelled']} unlabelled)",
-        "steps": f"{report['steps']} ({report['transitions']} transitions)",
-        "episode length": f"{length['min']} to {length['max']} transitions, median {length['median']:g}",
-        "cameras": cameras or "none",
-        "vectors": ", ".join(f"{key} ({size})" for key, size in report["vectors"].items()) or "none",
-        "control": f"{report['action']['control_hz']:g} Hz, {report['action']['frame']}",
-        "dead dimensions": ", ".join(report["dead_dimensions"]) or "none",
-        "bad episodes": f"{len(report['skipped'])} left out" if report["skipped"] else "none",
-    }.items():
-        facts.add_row(f"[bold]{key}[/bold]", escape(value))
-    actions = Table("action", "unit", *STATISTICS, title="standardised action")
-    for index, name in enumerate(report["action"]["names"]):
-        numbers = (f"{report['statistics'][key][index]:.3g}" for key in STATISTICS)
-        actions.add_row(escape(name), escape(report["action"]["units"][index]), *numbers)
-    shown = list(report["instructions"].items())[:20]
-    instructions = Table("instruction", "episodes", title=f"{len(report['instructions'])} instructions")
-    for text, count in shown:
-        instructions.add_row(escape(text), str(count))
-    return Group(facts, actions, instructions)
+
+def _histogram(values: np.ndarray, low: float, high: float) -> dict[str, list[float] | list[int]]:
+    """Of all but the outermost thousandth, with the bounds in it where they are not far away."""
+    first, last = (float(x) for x in np.quantile(values, [0.001, 0.999]))
+    if max(last, high) - min(first, low) <= SHOW_BOUNDS * (last - first):
+        first, last = min(first, low), max(last, high)
+    margin = 0.02 * (last - first) or 1e-3
+    counts, edges = np.histogram(values, BINS, (first - margin, last + margin))
+    return {"edges": [float(x) for x in edges], "counts": [int(x) for x in counts]}
+
+
+def _lengths(lengths: np.ndarray) -> dict[str, list[float] | list[int]]:
+    """Bins of whole numbers of steps."""
+    width = -(-(int(np.ptp(lengths)) + 1) // LENGTH_BINS)
+    edges = np.arange(lengths.min(), lengths.max() + width + 1, width)
+    return {"edges": [float(x) for x in edges], "counts": [int(x) for x in np.histogram(lengths, edges)[0]]}
+
+
+def _idle(found: Survey, rows: np.ndarray) -> float | None:
+    moving = [i for i in range(found.size) if i not in found.grippers and found.rows.std[i] >= DEAD]
+    if not moving or any(pair.absolute for pair in found.pairs):
+        return None
+    size = np.abs(rows[:, moving])
+    return float((size < IDLE * np.quantile(size, 0.99, axis=0)).all(1).mean())
+
+
+def _lags(found: Survey) -> dict[str, Any]:
+    curves: dict[str, LaggedCorrelation] = {}
+    if found.pairs:
+        curves[f"{found.proprio_key} after the actions"] = found.lags[0].merged(found.lags[1])
+    for camera, halves in sorted(frame_lags(found).items()):
+        curves[f"{camera} after {found.proprio_key}"] = halves[0].merged(halves[1])
+    result = {}
+    for name, lagged in curves.items():
+        peak = lagged.peak()
+        result[name] = {
+            "steps": peak.steps,
+            "seconds": peak.steps / found.hz,
+            "correlation": peak.correlation,
+            "at_zero": peak.at_zero,
+            "lags": [int(lag) for lag in lagged.lags],
+            "curve": [float(x) for x in lagged.curve()],
+        }
+    return result

@@ -37,7 +37,7 @@ class LaggedCorrelation:
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """One episode: x and y, both [T,K]."""
-        for index, lag in enumerate(self.lags):
+        for index, lag in enumerate(self.lags.tolist()):
             a, b = x[max(0, -lag) : len(x) - max(0, lag)], y[max(0, lag) : len(y) - max(0, -lag)]
             if abs(lag) < len(x):
                 moments = (a.sum(0), b.sum(0), (a * a).sum(0), (b * b).sum(0), (a * b).sum(0))

@@ -219,9 +219,9 @@ def _add(result: Survey, episode: Episode) -> None:
     result.rows.add(np.concatenate([actions, proprio[:-1], np.abs(paired), alone], axis=1))
     shapes = tuple(sorted((key, value.shape[1:]) for key, value in episode.observations.items()))
     result.shapes[shapes] += 1
-    inputs = blake2b(np.ascontiguousarray(actions), digest_size=12)
+    inputs = blake2b(actions.tobytes(), digest_size=12)
     motion = inputs.digest()
-    inputs.update(np.ascontiguousarray(proprio))
+    inputs.update(proprio.tobytes())
     inputs.update(episode.instruction.encode())
     result.episodes.append(
         EpisodeFacts(

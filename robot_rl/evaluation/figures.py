@@ -134,24 +134,28 @@ def line_chart(title: str, series: Sequence[Series], x_label: str) -> str:
 
 
 def histogram(
-    title: str, edges: Sequence[float], counts: Sequence[int], marks: Mapping[str, tuple[float, str]], x_label: str, colour: str
+    title: str, edges: Sequence[float], counts: Sequence[int], marks: Mapping[str, tuple[Sequence[float], str]], x_label: str
 ) -> str:
-    """Bars of `counts` [N] between `edges` [N+1], equally wide; marks: name -> (x, CSS colour), upright lines with a legend.
+    """Bars of `counts` [N] between `edges` [N+1], equally wide; marks: name -> (places, CSS colour), upright lines with a legend.
 
-    Heights are square roots, so that rare values are seen beside common ones. A mark outside the edges is left out, with its name.
+    Heights are square roots, so that rare values are seen beside common ones. A mark outside the edges is left out.
     """
     low, high = edges[0], edges[-1]
-    top = math.sqrt(max(*counts, 1))
-    width = 100 / len(counts)
+    top, width = math.sqrt(max(*counts, 1)), 100 / len(counts)
+    heights = [100 * math.sqrt(count) / top for count in counts]
     bars = "".join(
-        f'<rect x="{i * width:.2f}" width="{width * 0.9:.2f}" y="{100 - 100 * math.sqrt(c) / top:.2f}" '
-        f'height="{100 * math.sqrt(c) / top:.2f}" fill="{colour}"/>'
-        for i, c in enumerate(counts)
-        if c
+        f'<rect x="{i * width:.2f}" width="{width * 0.9:.2f}" y="{100 - h:.2f}" height="{h:.2f}" fill="var(--steered)"/>'
+        for i, h in enumerate(heights)
+        if h
     )
-    inside = {name: (100 * (x - low) / (high - low), mark) for name, (x, mark) in marks.items() if low <= x <= high}
+    inside = {name: ([x for x in places if low <= x <= high], mark) for name, (places, mark) in marks.items()}
+    inside = {
+        name: ([100 * (x - low) / (high - low) for x in places], mark) for name, (places, mark) in inside.items() if places
+    }
     lines = "".join(
-        f'<line x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="100" stroke="{mark}" stroke-width="2"/>' for x, mark in inside.values()
+        f'<line x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="100" stroke="{mark}" stroke-width="2"/>'
+        for places, mark in inside.values()
+        for x in places
     )
     legend = "".join(
         f'<span class="key"><i style="background:{mark}"></i>{escape(name)}</span>' for name, (_, mark) in inside.items()
