@@ -32,7 +32,8 @@ def compute_statistics(values: np.ndarray, leave_out: np.ndarray | None = None) 
                 block = np.delete(block, leave_out[first:last] - start, axis=0)
             yield block
 
-    low, high, total = np.inf, -np.inf, np.zeros(values.shape[1])
+    columns = values.shape[1]
+    low, high, total = np.full(columns, np.inf), np.full(columns, -np.inf), np.zeros(columns)
     for block in blocks():
         if len(block):
             low, high, total = np.minimum(low, block.min(0)), np.maximum(high, block.max(0)), total + block.sum(0)

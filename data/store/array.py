@@ -97,7 +97,7 @@ class ArrayWriter:
         """Put rows [N, *row_shape] at `start`, over what is there."""
         if rows.shape[1:] != self.row_shape:
             raise ValueError(f"{self.folder.name}: rows of {rows.shape[1:]}, expected {self.row_shape}")
-        data = memoryview(np.ascontiguousarray(rows, self.dtype)).cast("B") if rows.size else memoryview(b"")
+        data = np.ascontiguousarray(rows, self.dtype).data.cast("B") if rows.size else memoryview(b"")
         at, end = start * self._row_bytes, start * self._row_bytes + len(data)
         size = self._chunk * self._row_bytes
         if start // self._chunk < self._checked:
@@ -128,8 +128,8 @@ class ArrayWriter:
         chunk, last = self._chunk, max(-(-self.rows // self._chunk) - 1, 0)
         self.close()
         for path in self.folder.iterdir():
-            index = path.name.split(".")[0]
-            if index.isdigit() and int(index) > last:
+            number = path.name.split(".")[0]
+            if number.isdigit() and int(number) > last:
                 path.unlink()  # begun by a writer that was killed
         if 0 < self.rows < self._chunk:
             chunk = self.rows

@@ -51,7 +51,7 @@ def map_files(files: Sequence[Path], size: int) -> np.ndarray:
             _map(start + index * size, size, _PROT_READ, mmap.MAP_SHARED | _FIXED, file)
         finally:
             os.close(file)
-    array = np.frombuffer(buffer, np.uint8)
+    array = np.frombuffer(memoryview(buffer), np.uint8)
     array.flags.writeable = False
     return array
 
