@@ -11,11 +11,14 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from data.errors import InputError
+
+if TYPE_CHECKING:
+    import av
 
 TOLERANCE = 1e-4
 """Seconds between a time that is asked for and the frame's own: LeRobot's."""
@@ -24,6 +27,7 @@ _READ_ON = 1.0
 """Seconds up to which reading on is taken to be cheaper than to seek, which decodes again from a key frame."""
 
 Codec = Literal["h264", "av1"]
+PIXEL_FORMAT = "yuv420p"
 # A key frame every second one, as LeRobot: files are larger, and a frame at random costs at most two decoded.
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"crf": "18", "g": "2", "preset": "medium"}),
@@ -119,10 +123,10 @@ class VideoWriter:
         if height % 2 or width % 2:
             raise InputError(f"{path.name}: frames of {height}x{width} cannot be video, both must be even; write them as png")
         encoder, options = _ENCODERS[codec]
-        self.path, self.num_frames, self._rate = path, 0, rate
+        self.path, self.num_frames, self.num_bytes, self._rate = path, 0, 0, rate
         self._container: Any = av.open(str(path), "w")
-        self._stream: Any = self._container.add_stream(encoder, rate=rate, options=options)
-        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
+        self._stream = cast("av.VideoStream", self._container.add_stream(encoder, rate=rate, options=options))
+        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, PIXEL_FORMAT
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -137,12 +141,16 @@ class VideoWriter:
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts, frame.time_base = self.num_frames, 1 / self._rate
-            self._container.mux(self._stream.encode(frame))
+            self._write(self._stream.encode(frame))
             self.num_frames += 1
+
+    def _write(self, packets: list[Any]) -> None:
+        self._container.mux(packets)
+        self.num_bytes += sum(packet.size for packet in packets)
 
     def close(self) -> None:
         if self.num_frames:
-            self._container.mux(self._stream.encode())
+            self._write(self._stream.encode())
         self._container.close()
 
 
