@@ -3,32 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
+from data.formats.tfrecord import RestLostError
+
+_ERRORS = (RuntimeError, ValueError, IndexError)
 
 
 def read_array_records(path: Path, indices: range) -> Iterator[tuple[int, bytes | InputError]]:
-    """Yield (index, data) of the records of a file that are in `indices`; unreadable ones are InputErrors, as in read_records."""
+    """Yield (index, data) of the records of a file that are in `indices`; unreadable ones are InputErrors, as in read_records.
+
+    A file without its index of records, which is at its end, gives one error for the first of them.
+    """
+    reader = None
+    try:
+        reader = _open(path)
+        for index in range(indices.start, min(indices.stop, reader.num_records())):
+            try:
+                (data,) = reader.read([index])
+            except _ERRORS as error:
+                yield index, InputError(f"{path}: record {index} cannot be read ({_line(error)}); copy the file again")
+                # A reader that failed once fails for ever.
+                _close(reader)
+                reader = _open(path)
+            else:
+                yield index, data
+    except _ERRORS as error:
+        yield indices.start, RestLostError(f"{path}: no readable ArrayRecord file ({_line(error)}); copy the file again")
+    finally:
+        _close(reader)
+
+
+def _open(path: Path) -> Any:
     try:
         from array_record.python.array_record_module import ArrayRecordReader
     except ImportError:
         raise InputError(f"{path}: reading ArrayRecord files needs a package: pip install array-record") from None
-    try:
-        # No read-ahead: ranges are read by several processes, each for itself.
-        reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0,max_parallelism:0")
-    except (RuntimeError, ValueError) as error:
-        yield indices.start, InputError(f"{path}: not a readable ArrayRecord file ({_line(error)}); copy the file again")
-        return
-    try:
-        for index in range(indices.start, min(indices.stop, reader.num_records())):
-            try:
-                (data,) = reader.read([index])
-            except (RuntimeError, ValueError, IndexError) as error:
-                yield index, InputError(f"{path}: record {index} cannot be read ({_line(error)}); copy the file again")
-            else:
-                yield index, data
-    finally:
+    # No read-ahead: ranges are read by several processes, each for itself.
+    reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0,max_parallelism:0")
+    if not reader.ok():
+        # Only closing it says why.
+        reader.close()
+        raise ValueError("it cannot be opened")
+    return reader
+
+
+def _close(reader: Any) -> None:
+    with suppress(*_ERRORS, AttributeError):
         reader.close()
 
 

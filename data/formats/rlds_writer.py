@@ -1,7 +1,8 @@
 """RldsWriter: Episodes -> an RLDS dataset folder that TFDS opens (`tfds.builder_from_directory`), written without TensorFlow.
 
-Standard RLDS: an episode of T transitions has T+1 steps; the last one is `is_last` (and `is_terminal` after a success), its action is
-zero and means nothing. An episode without rewards of its own gets 1 after a success and 0 otherwise. What RLDS has no place for, the action description first of all, goes to `robot_rl.json` beside it.
+Standard RLDS: an episode of T transitions has T+1 steps; the last one is `is_last`, and `is_terminal` when the task ended there (after
+a success, where the episode does not say); its action is zero and means nothing. Without rewards of its own an episode gets 1 after a
+success and 0 otherwise. What RLDS has no place for, the action description first of all, goes to `robot_rl.json` beside it.
 """
 
 from __future__ import annotations

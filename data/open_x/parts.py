@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from data.rotations import convert, from_quaternion, inverse, multiply, representation_size, to_quaternion
+from data.rotations import convert, from_quaternion, inverse, multiply, representation_size
 
 Read = Callable[[str], np.ndarray]
 """Step feature -> its values over time, [N, D] (or [N-1, D] where a format has no action for the last observation)."""
 
 GRIPPER_OPEN, GRIPPER_CLOSED = 0.95, 0.05
 _RELATIVE = 0.1
+_QUATERNION = "quaternion_xyzw"
 _KEY = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+)?(?P<colon>:)?(?P<stop>-?\d+)?\])?")
 
 
@@ -37,12 +38,10 @@ class Slice:
     stop: int | None = None
 
     @classmethod
-    def parse(cls, text: Any, where: str) -> Slice:
+    def parse(cls, text: Any) -> Slice:
         match = _KEY.fullmatch(text) if isinstance(text, str) else None
         if match is None or (match[2] and not match["colon"] and match["start"] is None):
-            raise InputError(
-                f'{where}: {text!r} is no feature; write "observation/state", "observation/state[0:6]" or "...[3]"'
-            )
+            raise InputError(f'{text!r} is no feature; write "observation/state", "observation/state[0:6]" or "...[3]"')
         start, stop = (None if match[group] is None else int(match[group]) for group in ("start", "stop"))
         if match[2] and not match["colon"]:
             stop = None if start == -1 else (start or 0) + 1
@@ -88,15 +87,16 @@ class Part:
 
     @classmethod
     def parse(cls, value: Any, where: str) -> Part:
-        if isinstance(value, str):
-            return cls(Slice.parse(value, where))
+        value = {"key": value} if isinstance(value, str) else value
         known = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) - known or ("key" in value) == ("size" in value):
             raise InputError(
                 f"{where}: {value!r} is no part; it needs `key`, or `constant` and `size`, and may have {sorted(known)}"
             )
         try:
-            return cls(**{name: _parse_field(name, content, where) for name, content in value.items()})
+            return cls(**{name: _parse_field(name, content) for name, content in value.items()})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         except (TypeError, ValueError, KeyError) as error:
             raise InputError(f"{where}: {value!r} is no part ({error!r})") from None
 
@@ -124,6 +124,9 @@ class Part:
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         if self.scale == 1.0 and self.offset == 0.0:
             return values.astype(np.float32) if values.dtype == bool else values
+        for number in (self.scale, self.offset):
+            if np.size(number) not in (1, values.shape[1]):
+                raise InputError(f"{self.key} has {values.shape[1]} numbers, its scale or offset {np.size(number)}")
         return values * np.asarray(self.scale) + np.asarray(self.offset)
 
     def _rotated(self, values: np.ndarray) -> np.ndarray:
@@ -135,11 +138,13 @@ class Part:
             after, before = values[1:], values[:-1]
         else:
             before = self._scaled(self.delta.read(read))
+            if before.shape[1] != values.shape[1]:
+                raise InputError(f"{self.key} has {values.shape[1]} numbers, {self.delta} {before.shape[1]}")
             count = min(len(values), len(before))
             after, before = values[:count], before[:count]
         if self.rotation:
             source, target = self.rotation
-            turn = multiply(to_quaternion(after, source), inverse(to_quaternion(before, source)))
+            turn = multiply(convert(after, source, _QUATERNION), inverse(convert(before, source, _QUATERNION)))
             return from_quaternion(np.where(turn[..., 3:] < 0, -turn, turn), target)
         moved = (after - before).astype(np.float64)
         # Only those that cross are touched: wrapping the others would cost them their last bits.
@@ -149,9 +154,11 @@ class Part:
     def _turned(self, values: np.ndarray, read: Read) -> np.ndarray:
         assert self.into is not None
         key, representation = self.into
-        frame = inverse(to_quaternion(key.read(read)[: len(values)], representation))
+        frame = inverse(convert(key.read(read)[: len(values)], representation, _QUATERNION))
         kind = self.rotation[1] if self.rotation else None
         vector = convert(values, kind, "axis_angle") if kind else np.asarray(values, np.float64)
+        if vector.shape[1] != 3:
+            raise InputError(f"{self.key} has {vector.shape[1]} numbers; only a vector of 3 or a rotation has a frame")
         pure = np.concatenate([vector, np.zeros_like(vector[:, :1])], axis=1)
         turned = multiply(multiply(frame, pure), inverse(frame))[:, :3]
         return convert(turned, "axis_angle", kind) if kind else turned
@@ -221,11 +228,11 @@ def absolute_gripper(command: np.ndarray) -> np.ndarray:
     return (state > 0).astype(np.float32)
 
 
-def _parse_field(name: str, content: Any, where: str) -> Any:
+def _parse_field(name: str, content: Any) -> Any:
     if name == "key":
-        return Slice.parse(content, where)
+        return Slice.parse(content)
     if name == "delta":
-        return Slice.parse(content, where)
+        return Slice.parse(content)
     if name in ("scale", "offset"):
         return tuple(map(float, content)) if isinstance(content, list) else float(content)
     if name == "clip":
@@ -237,9 +244,9 @@ def _parse_field(name: str, content: Any, where: str) -> Any:
         return source, target
     if name == "into":
         representation_size(content["rotation"])
-        return Slice.parse(content["key"], where), content["rotation"]
+        return Slice.parse(content["key"]), content["rotation"]
     if name == "gripper" and content not in ("binarize", "relative"):
-        raise InputError(f'{where}: gripper is {content!r}; it may be "binarize" or "relative"')
+        raise InputError(f'gripper is {content!r}; it may be "binarize" or "relative"')
     if name == "angles" and not isinstance(content, bool):
         raise TypeError("angles is true or false")
     if name == "size" and (not isinstance(content, int) or content < 1):

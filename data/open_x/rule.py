@@ -7,7 +7,8 @@
      "camera_flags": {our camera: metadata flag}, "skip": ["no instruction", "failures"], "first_step": 1, "every": 5,
      "notes": ["for people"]}
 
-A null `reward` or `terminated` means that the data do not say. Only `action` and `observations` are required. See data.open_x.parts for parts; none of this is code.
+A null `reward` or `terminated` means that the data do not say. Only `action` and `observations` are required. data.open_x.parts says
+what parts are; none of this is code.
 """
 
 from __future__ import annotations
