@@ -29,7 +29,8 @@ class DataContract:
 
     vectors: normaliser of each vector input (`proprio`, `state`). images: (height, width) of each camera. statistics: the dataset's
     own, per key. reward: the data's convention and `discount` per control step. mixed: of a model that was trained on several datasets,
-    each with its own normalisation, their {"action": description, "statistics": per key} by name; the first is the model's own.
+    each with its own normalisation, their {"action": description, "statistics": per key} by name; the first is the model's own. moved:
+    where the model acts on another one's robot, by what each vector is brought to where it would lie in the first one's units.
     """
 
     action_spec: ActionSpec
@@ -41,6 +42,7 @@ class DataContract:
     reward: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     mixed: dict[str, Any] = field(default_factory=dict)
+    moved: dict[str, tuple[Normalizer, Normalizer]] = field(default_factory=dict)
 
     @classmethod
     def from_stores(cls, stores: Sequence[Any], chunk: int, inputs: tuple[str, ...]) -> DataContract:
@@ -65,9 +67,16 @@ class DataContract:
             self,
             action_spec=ActionSpec.from_json({**entry["action"], "chunk": self.action_spec.chunk}),
             action_normalizer=Normalizer.from_statistics(statistics["action"], ACTION_NORMALIZATION),
-            vectors={key: Normalizer.from_statistics(statistics[key], "mean_std") for key in self.vectors},
+            moved={key: (Normalizer.from_statistics(statistics[key], "mean_std"), own) for key, own in self.vectors.items()},
             statistics=statistics,
         )
+
+    def own_units(self, key: str, values: torch.Tensor) -> torch.Tensor:
+        """A vector observation [...,D] of the robot at hand in the units that the model was trained in."""
+        if key not in self.moved:
+            return values
+        theirs, own = self.moved[key]
+        return own.unnormalize(theirs.normalize(values))
 
     @classmethod
     def from_store(cls, store: Any, chunk: int, inputs: tuple[str, ...]) -> DataContract:

@@ -19,8 +19,8 @@ from robot_rl.commands.bench import BenchSampling, BenchSim, BenchSteering
 from robot_rl.commands.bench_data import BenchData
 from robot_rl.commands.bench_serve import BenchServe
 from robot_rl.commands.convert_policy import ConvertPolicy
-from robot_rl.commands.data import DataInspect
 from robot_rl.commands.data_convert import DataConvert
+from robot_rl.commands.data_quality import DataCheck, DataInspect
 from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
 from robot_rl.commands.policies import Policies
@@ -39,7 +39,11 @@ class Group(Generic[Commands]):
 class Data:
     """Look at datasets and convert them for training."""
 
-    command: Annotated[DataInspect, tyro.conf.subcommand("inspect")] | Annotated[DataConvert, tyro.conf.subcommand("convert")]
+    command: (
+        Annotated[DataInspect, tyro.conf.subcommand("inspect")]
+        | Annotated[DataCheck, tyro.conf.subcommand("check")]
+        | Annotated[DataConvert, tyro.conf.subcommand("convert")]
+    )
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def _command(arguments: Sequence[str]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
+    """Exit code: 0 done, 1 `data check` found something, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
     # Before torch is imported: threads that spin while they wait cost 10x on a machine that is busy otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Any = None
@@ -90,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         while hasattr(command, "command"):
             command = command.command
-        command.run()
+        return int(command.run() or 0)
     except InputError as error:
         return _fail(str(error))
     except OSError as error:
@@ -103,7 +107,6 @@ def main(arguments: list[str] | None = None) -> int:
         resumes = isinstance(command, (DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy))
         print("stopped; the same command resumes" if resumes else "stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def _fail(message: str) -> int:

@@ -126,7 +126,7 @@ class ObservationEncoder(nn.Module):
                     raise InputError(
                         f"the observation's {key!r} has shape {tuple(value.shape)}, this model was trained on (B, {size})"
                     )
-                result[key] = vector_features(value.float(), normalizer)
+                result[key] = vector_features(self.contract.own_units(key, value.float()), normalizer)
         return result
 
     def _instruction(self, observations: Observations) -> torch.Tensor:
