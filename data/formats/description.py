@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data.episode import ACTION_FIELDS
 from data.formats.base import DESCRIPTION_FILE
 
 
@@ -24,11 +25,14 @@ def find_description(path: Path) -> dict[str, Any] | None:
 
 
 def merge_description(derived: dict[str, Any], given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the format itself says, field by field overruled by what the user says; None while nobody says what actions mean.
+    """What the format itself says, field by field (of the action too) overruled by what the user says.
 
-    Notes are of what was derived, so they go when an action is given.
+    None when nobody has said what is required of the action. Notes are of what was derived, so they go when an action is given.
     """
-    description = {**derived, **(given or {})}
-    if given is not None and "action" in given and "notes" not in given:
+    ours, theirs = derived.get("action", {}), (given or {}).get("action", {})
+    if given is None:
+        return derived if set(ours) == set(ACTION_FIELDS) else None
+    description = {**derived, **given, "action": {**ours, **theirs} if isinstance(theirs, dict) else theirs}
+    if theirs and "notes" not in given:
         description.pop("notes", None)
-    return description if "action" in description else None
+    return description

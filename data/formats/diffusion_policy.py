@@ -234,27 +234,25 @@ def _derive(root: Any, features: dict[str, Feature], ends: np.ndarray, name: str
     if vectors:
         observations["proprio"] = vectors
     derived: dict[str, Any] = {"observations": observations, "instruction": {"text": name.replace("_", " ")}}
-    actions, times = features.get("action"), features.get("timestamp")
-    if actions and times and not actions.unsupported and not times.unsupported and len(actions.shape) == 1 and len(ends):
-        try:
-            step = float(np.median(np.diff(np.asarray(root["data/timestamp"][: int(ends[0])]).reshape(-1))))
-            values = np.asarray(root["data/action"][: int(ends[-1])])
-        except Exception:
-            # Reading the episodes says what is damaged.
-            return derived
-        if step > 0 and np.isfinite(values).any(axis=0).all():
-            size = actions.shape[0]
-            derived["action"] = {
-                "names": [f"action_{index}" for index in range(size)],
-                "units": ["1"] * size,
-                "low": np.nanmin(values, axis=0).tolist(),
-                "high": np.nanmax(values, axis=0).tolist(),
-                "frame": "unknown",
-                "control_hz": round(1 / step, 3),
-            }
-            derived["notes"] = [
-                "the format does not say what actions are: they are unnamed and their limits are those of the data"
-            ]
+    actions = features.get("action")
+    if actions is None or actions.unsupported or len(actions.shape) != 1 or not len(ends):
+        return derived
+    try:
+        values = np.asarray(root["data/action"][: int(ends[-1])])
+        times = np.asarray(root["data/timestamp"][: int(ends[0])]).reshape(-1) if "timestamp" in features else np.empty(0)
+    except Exception:
+        # Reading the episodes says what is damaged.
+        return derived
+    size, step = actions.shape[0], float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    derived["action"] = {
+        "names": [f"action_{index}" for index in range(size)],
+        "units": ["1"] * size,
+        "low": np.nanmin(values, axis=0).tolist(),
+        "high": np.nanmax(values, axis=0).tolist(),
+        "frame": "unknown",
+        **({"control_hz": round(1 / step, 3)} if step > 0 else {}),
+    }
+    derived["notes"] = ["the format does not say what actions are: they are unnamed and their limits are those of the data"]
     return derived
 
 

@@ -250,7 +250,7 @@ def _head(opened: Any, file: Path) -> _Head:
     text = (" ".join(map(str, task)) if isinstance(task, list) else str(task or "")).strip('" ') or task_name(args)
     if own:
         return _Head(features, own, text)
-    derived = describe_actions(args, size, lambda: _bounds(data, demos)) or {"actions": "actions"}
+    derived = describe_actions(args, size, lambda: _bounds(data, demos))
     derived |= {"observations": describe_observations(features), "instruction": _TEXT}
     if "rewards" in features:
         derived["reward"] = "rewards"

@@ -39,15 +39,14 @@ _KINDS = {"OSC_POSE": 6, "OSC_POSITION": 3, **dict.fromkeys(_MOTIONS, 0)}
 _GRIPPER = {"scale": -0.5, "offset": 0.5}
 
 
-def describe_actions(env_args: Mapping[str, Any], size: int, bounds: Bounds) -> dict[str, Any] | None:
-    """`action`, `actions` and `notes` of a robot_rl.json for actions of `size` numbers; None when the file does not say enough.
+def describe_actions(env_args: Mapping[str, Any], size: int, bounds: Bounds) -> dict[str, Any]:
+    """`action`, `actions` and `notes` of a robot_rl.json for actions of `size` numbers; no control_hz where the file has none.
 
     bounds: reads the data for those numbers that no controller limits.
     """
-    settings = env_args.get("env_kwargs") or {}
-    rate = settings.get("control_freq") if isinstance(settings, Mapping) else None
-    if not isinstance(rate, (int, float)) or rate <= 0:
-        return None
+    settings = env_args.get("env_kwargs")
+    settings = settings if isinstance(settings, Mapping) else {}
+    rate = settings.get("control_freq")
     try:
         arms = [_Arm(config, name) for name, config in _controllers(settings)]
         columns = _assemble(arms, size, bounds)
@@ -71,7 +70,7 @@ def describe_actions(env_args: Mapping[str, Any], size: int, bounds: Bounds) -> 
         "low": [column["low"] for column in columns],
         "high": [column["high"] for column in columns],
         "frame": frame,
-        "control_hz": float(rate),
+        **({"control_hz": float(rate)} if isinstance(rate, (int, float)) and rate > 0 else {}),
     }
     return {"action": action, "actions": _parts(columns), **({"notes": notes} if notes else {})}
 
