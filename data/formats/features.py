@@ -79,13 +79,20 @@ def decode(feature: Feature, values: Any, source: str) -> Any:
     """All values of one leaf, stacked over steps: [N, *shape] of its dtype for tensors, uint8 [N,H,W,3] RGB, or a list of N strings."""
     if feature.unsupported:
         raise InputError(f"{source}: {feature.name} is {feature.unsupported}, which this reader does not support")
+    kept_as_bytes = feature.kind != "tensor" or feature.encoding != "none"
+    if len(values) and isinstance(values[0], bytes) != kept_as_bytes:
+        expected, found = ("bytes", "numbers") if kept_as_bytes else ("numbers", "bytes")
+        raise InputError(f"{source}: {feature.name} holds {found}, features.json says {expected} ({feature.kind})")
     if feature.kind == "text":
         return [value.decode("utf-8", errors="replace") for value in values]
     if feature.kind == "image":
         return _decode_images(values, f"{source}: {feature.name}")
     if feature.encoding != "none":
         return _decode_bytes(feature, values, f"{source}: {feature.name}")
-    array = np.array(values, dtype=feature.dtype)
+    try:
+        array = np.array(values, dtype=feature.dtype)
+    except OverflowError as error:
+        raise InputError(f"{source}: {feature.name} is not {feature.dtype} ({error})") from None
     size = int(np.prod(feature.shape))
     if array.size % max(size, 1):
         raise InputError(

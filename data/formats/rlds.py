@@ -103,7 +103,10 @@ class RldsDataset:
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        return path.is_dir() and ((path / "dataset_info.json").exists() or bool(_versions(path)))
+        try:
+            return path.is_dir() and ((path / "dataset_info.json").exists() or bool(_versions(path)))
+        except OSError:
+            return False
 
     @classmethod
     def open(cls, path: str | Path) -> RldsDataset:

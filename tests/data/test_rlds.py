@@ -140,21 +140,58 @@ def test_shape_that_does_not_fit_the_record(copy: Path) -> None:
     fails(lambda: read_all(copy), "#0", "action has")
 
 
-def test_nan_names_the_step(copy: Path, written: Path) -> None:
-    _, data = next(read_records(shard(written / "1.0.0")))
-    values = parse_example(data, "test")
-    features = parse_features(json.loads((copy / "features.json").read_text()), "test")
-    arrays = {}
-    for key, value in values.items():
-        kind = features[key].kind
-        arrays[key] = np.array(value, features[key].dtype) if kind == "tensor" else list(value)
-    arrays["steps/action"][6] = np.nan
-    info = json.loads((copy / "dataset_info.json").read_text())
-    info["splits"][0]["shardLengths"] = ["1"]
-    (copy / "dataset_info.json").write_text(json.dumps(info))
-    with shard(copy).open("wb") as file:
-        write_record(file, build_example(arrays))
-    fails(lambda: read_all(copy), "train #0", "action is not finite at step 1")
+def rewrite_first(folder: Path, change: Callable[[dict], None]) -> None:
+    """Write the dataset again, its first record changed."""
+    records = [data for _, data in read_records(shard(folder))]
+    features = parse_features(json.loads((folder / "features.json").read_text()), "test")
+    with shard(folder).open("wb") as file:
+        for number, data in enumerate(records):
+            arrays = {}
+            for key, value in parse_example(data, "test").items():
+                arrays[key] = np.array(value, features[key].dtype) if features[key].kind == "tensor" else list(value)
+            if number == 0:
+                change(arrays)
+            write_record(file, build_example(arrays))
+
+
+PLANTED: dict[str, tuple[Callable[[dict], object], str]] = {
+    "nan": (lambda a: a["steps/action"].__setitem__(6, np.nan), "action is not finite at step 1"),
+    "bytes for numbers": (
+        lambda a: a.update({"steps/action": [b"x"] * 16}),
+        "steps/action holds bytes, features.json says numbers",
+    ),
+    "numbers for text": (
+        lambda a: a.update({"steps/language_instruction": np.zeros(4)}),
+        "steps/language_instruction holds numbers, features.json says bytes (text)",
+    ),
+    "missing camera": (lambda a: a.pop("steps/observation/image_wrist"), "no step feature 'observation/image_wrist'"),
+    "missing frames": (lambda a: a["steps/observation/image_wrist"].pop(), "image_wrist has 3 steps, others have 4"),
+    "broken frame": (
+        lambda a: a["steps/observation/image_wrist"].__setitem__(2, b"jpeg"),
+        "the image of step 2 cannot be decoded",
+    ),
+    "ragged": (lambda a: a.update({"steps/action": np.zeros(12, np.float32)}), "action has 3 steps, others have 4"),
+    "cut numbers": (
+        lambda a: a.update({"steps/action": np.zeros(15, np.float32)}),
+        "steps/action has 15 values, which do not divide",
+    ),
+    "one step": (
+        lambda a: a.update({k: v[: len(v) // 4] for k, v in a.items() if k.startswith("steps")}),
+        "has 1 step, a transition",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_names_its_episode_and_costs_it_alone(copy: Path, fault: str) -> None:
+    change, message = PLANTED[fault]
+    rewrite_first(copy, change)
+    items = list(open_dataset(copy).read(range(12)))
+    (error,) = (str(item) for item in items if isinstance(item, InputError))
+    assert error.startswith(f"made_dataset train #0 ({shard(copy).name} record 0): ")
+    assert message in error
+    assert "\n" not in error
+    assert sum(isinstance(item, Episode) for item in items) == 11
 
 
 def test_unsupported_features_are_refused_only_when_asked_for(copy: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,25 @@ def test_what_we_write_we_read_back(written: Path, episodes: list[Episode]) -> N
         assert (ours.instruction, ours.success) == (episode.instruction, episode.success)
         assert ours.info == {"source": episode.source, **episode.info}
         np.testing.assert_array_equal(ours.instruction_embedding, episode.instruction_embedding)
+
+
+def test_rewards_and_ends_of_its_own_come_back(tmp_path: Path, make_episode: Callable[..., Episode], action: dict) -> None:
+    given = [
+        replace(make_episode(seed, 5), rewards=np.linspace(-1, seed, 5, dtype=np.float32), terminated=seed == 1, success=None)
+        for seed in range(2)
+    ]
+    with RldsWriter(tmp_path / "out", action) as writer:
+        for episode in given:
+            writer.add(episode)
+    for ours, episode in zip(read_episodes(open_dataset(tmp_path / "out")), given, strict=True):
+        np.testing.assert_array_equal(ours.rewards, episode.rewards)
+        assert (ours.terminated, ours.success) == (episode.terminated, None)
+
+
+def test_what_an_episode_does_not_say_is_not_made_up(written: Path) -> None:
+    for episode in read_episodes(open_dataset(written), images=False):
+        assert episode.rewards is None
+        assert episode.terminated is None
 
 
 @pytest.fixture
