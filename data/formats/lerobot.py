@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from data.formats.base import DESCRIPTION_FILE, Feature
+from data.formats.base import Feature
+from data.formats.description import find_description, merge_description
 from data.formats.features import decode
 from data.formats.lerobot_description import describe
 from data.formats.lerobot_meta import INFO, Entry, Meta
 from data.formats.lerobot_rows import RowReader, Rows, to_files, to_numpy, to_texts
-from data.formats.rlds import read_json
 from data.formats.video import VideoReader
 
 
@@ -138,8 +138,7 @@ class LeRobotDataset:
         path = Path(path)
         if not cls.recognizes(path):
             raise InputError(f"{path}: no {INFO}, so this is no LeRobotDataset; give the folder above meta/")
-        meta, own = Meta.read(path), path / DESCRIPTION_FILE
-        dataset = cls(path, meta, read_json(own) if own.exists() else None)
+        dataset = cls(path, Meta.read(path), find_description(path))
         # Here and not at the first episode, so that a damaged info.json is one error.
         dataset.features  # noqa: B018
         return dataset
@@ -158,9 +157,7 @@ class LeRobotDataset:
 
     @cached_property
     def description(self) -> dict[str, Any] | None:
-        if self.own is not None:
-            return self.own
-        return describe(self.meta.info, self.features, self.meta.action_statistics())
+        return merge_description(describe(self.meta.info, self.features, self.meta.action_statistics()), self.own)
 
     def episodes(self, split: str, indices: range) -> Iterator[LeRobotEpisode | InputError]:
         files = _Files()

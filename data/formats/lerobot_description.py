@@ -12,33 +12,27 @@ _WRIST = re.compile(r"wrist|hand|gripper", re.IGNORECASE)
 _ORDER = ("secondary", "tertiary", "quaternary")
 
 
-def describe(info: Mapping[str, Any], features: Mapping[str, Feature], limits: Mapping[str, list[float]] | None) -> Any:
-    """The description, or None where there is no action, no observation, or no statistics to tell its limits.
+def describe(
+    info: Mapping[str, Any], features: Mapping[str, Feature], limits: Mapping[str, list[float]] | None
+) -> dict[str, Any]:
+    """The description; without an action, or without its limits where there are no statistics that tell them.
 
     limits: min and max of the action over the dataset. info.json does not say in which unit an action is, whether it is a target or
     a motion, or of what, unless the names do: units are "1", and the frame is the robot's type and what its names show.
     """
+    description: dict[str, Any] = {"observations": _observations(features), "instruction": "task"}
     action = features.get("action")
-    observations = _observations(features)
-    if action is None or limits is None or not observations or len(action.shape) != 1:
-        return None
-    size = action.shape[0]
-    names = _names(info["features"]["action"].get("names"), size)
-    if len(limits["min"]) != size:
-        return None
-    kind = "joint positions" if all(name.endswith(".pos") for name in names) else "actions as recorded"
-    description: dict[str, Any] = {
-        "action": {
+    if action is not None and len(action.shape) == 1:
+        names = _names(info["features"]["action"].get("names"), action.shape[0])
+        kind = "joint positions" if all(name.endswith(".pos") for name in names) else "actions as recorded"
+        description["action"] = {
             "names": names,
-            "units": ["1"] * size,
-            "low": limits["min"],
-            "high": limits["max"],
+            "units": ["1"] * len(names),
             "frame": f"{info.get('robot_type') or 'unknown robot'} {kind}",
             "control_hz": info["fps"],
-        },
-        "observations": observations,
-        "instruction": "task",
-    }
+        }
+        if limits is not None:
+            description["action"] |= {"low": limits["min"], "high": limits["max"]}
     # `next.done` marks the last frame of a recording, which a time limit ends too: it does not say that the task ended.
     keys = {"reward": "next.reward", "terminated": "next.terminated"}
     return description | {ours: theirs for ours, theirs in keys.items() if theirs in features}

@@ -17,7 +17,10 @@ _MOST_FRAMES, _MOST_PIXELS = 100, 150
 
 def of_vectors(values: np.ndarray) -> Statistics:
     """values [N, D] (or [N]) -> statistics of shape (D,)."""
-    return _statistics(values.reshape(len(values), -1).astype(np.float64), len(values))
+    values = values.reshape(len(values), -1)
+    # The extremes keep their type: those of whole numbers are whole numbers.
+    extremes = {"min": values.min(axis=0), "max": values.max(axis=0)}
+    return _statistics(values.astype(np.float64), len(values)) | extremes
 
 
 def of_images(frames: np.ndarray) -> Statistics:

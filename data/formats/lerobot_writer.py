@@ -160,6 +160,10 @@ class LeRobotWriter:
     def _check(self, episode: Episode, steps: dict[str, np.ndarray]) -> None:
         features, texts = {key: self._feature(key, value) for key, value in steps.items()}, sorted(episode.info)
         if not self._num_episodes:
+            for key, item in features.items():
+                if item["dtype"] == "video" and any(size % 2 for size in item["shape"][:2]):
+                    size = "x".join(map(str, item["shape"][:2]))
+                    raise InputError(f"{episode.source}: {key} is {size}; video needs even sizes, so write frames as png")
             self._features, self._texts = features, texts
             self._observations = {key: _name(key) for key in episode.observations}
             self._videos = {key: _Place() for key, feature in features.items() if feature["dtype"] == "video"}

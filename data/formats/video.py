@@ -115,13 +115,11 @@ class VideoWriter:
     """Encodes frames to an mp4 file at a constant rate; frame k is shown at k / rate. Both codecs lose detail; see `Codec`."""
 
     def __init__(self, path: Path, rate: Fraction, height: int, width: int, codec: Codec) -> None:
-        """InputError when the size cannot be encoded."""
+        """height and width must be even: colours are kept for blocks of 2x2."""
         import av
 
         # The encoder's own messages; read when its library is loaded.
         os.environ.setdefault("SVT_LOG", "1")
-        if height % 2 or width % 2:
-            raise InputError(f"{path.name}: frames of {height}x{width} cannot be video, both must be even; write them as png")
         encoder, options = _ENCODERS[codec]
         self.path, self.num_frames, self.num_bytes, self._rate = path, 0, 0, rate
         self._container: Any = av.open(str(path), "w")
