@@ -43,7 +43,7 @@ class EpisodeFacts:
 
     low, high: of its actions, [A], reached at low_at, high_at. jump: how far each paired proprio dimension, [pairs], moves in the step
     jump_at, the one that is most unlike its neighbours, by jump_alone. frozen: (length, start) of the longest stretch of commanded
-    motion that the proprio does not show at all. lag: of its own steps, None where they do not say. whole, motion: digests of actions,
+    motion of which the proprio shows nothing. lag: of its own steps, None where they do not say. whole, motion: digests of actions,
     proprio and instruction, and of the actions alone. reward: (distinct values, at most 4; highest; first step that reaches it; last).
     """
 
@@ -248,11 +248,14 @@ def _add(result: Survey, episode: Episode) -> None:
 
 
 def _frozen(asked: np.ndarray, change: np.ndarray) -> tuple[int, int]:
-    """The longest stretch in which no bit of the proprio changes though the commands are at least half their usual size."""
-    if not asked.shape[1]:
-        return 0, 0
+    """The longest stretch in which no bit of the proprio changes; none where most of its commands are less than half the usual size.
+
+    A stretch goes on where the arm pauses within it.
+    """
+    run, start = longest_run((change == 0).all(1))
     size = np.linalg.norm(asked / np.maximum(np.abs(asked).max(0), 1e-9), axis=1)
-    return longest_run((size > 0.5 * np.median(size)) & (size > 0) & (change == 0).all(1))
+    moves = size > max(0.5 * float(np.median(size)), 1e-6)
+    return (run, start) if asked.shape[1] and run and moves[start : start + run].mean() > 0.5 else (0, 0)
 
 
 def _reward(rewards: np.ndarray | None) -> tuple[frozenset[float], float, int, float] | None:
