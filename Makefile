@@ -1,6 +1,6 @@
 # Two commands: `make demo` does the main job, `make test` passes the tests. Each sets up everything it needs in .venv first.
 
-PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10,$(shell command -v python$(v))) python3)
+PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell command -v python$(v))) python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
@@ -19,7 +19,7 @@ test-slow: .venv/.dev
 
 # PyTorch first and alone: an unpinned one, asked for by another package, would pull the newest build there is.
 .venv/.core: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit(f"robot-rl needs Python 3.10-3.12, found {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 12) or sys.exit(f"robot-rl needs Python 3.11 or 3.12, found {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	@echo "Setting up .venv (some minutes the first time) ..."
 	@test -e .venv/.made || { $(PYTHON) -m venv --clear .venv && touch .venv/.made; }
 	@$(PIP) torch
@@ -35,7 +35,7 @@ test-slow: .venv/.dev
 # Resolve constraints.txt anew for every supported Python.
 lock: .venv/.dev
 	@$(BIN)/python -m pip install -q uv
-	@$(BIN)/uv pip compile -q --universal --python-version 3.10 --extra dev --no-annotate --no-header pyproject.toml -o constraints.txt
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --extra dev --no-annotate --no-header pyproject.toml -o constraints.txt
 
 clean:
 	rm -rf .venv runs

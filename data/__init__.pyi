@@ -1,6 +1,8 @@
 from .episode import Episode as Episode
 from .errors import InputError as InputError
+from .formats.lerobot_writer import LeRobotWriter as LeRobotWriter
 from .formats.rlds_writer import RldsWriter as RldsWriter
+from .formats.robomimic_writer import RobomimicWriter as RobomimicWriter
 from .labels.relabel import relabel as relabel
 from .labels.relabelling import Relabelling as Relabelling
 from .labels.rewards import RewardConfig as RewardConfig

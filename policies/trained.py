@@ -8,10 +8,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from typing_extensions import Self
 
 from policies.base import Observations, SamplesOnceEncoded
 from policies.config import config_from_json

@@ -20,6 +20,7 @@ from robot_rl.commands.bench_data import BenchData
 from robot_rl.commands.bench_serve import BenchServe
 from robot_rl.commands.convert_policy import ConvertPolicy
 from robot_rl.commands.data_convert import DataConvert
+from robot_rl.commands.data_export import DataExport
 from robot_rl.commands.data_quality import DataCheck, DataInspect
 from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
@@ -43,6 +44,7 @@ class Data:
         Annotated[DataInspect, tyro.conf.subcommand("inspect")]
         | Annotated[DataCheck, tyro.conf.subcommand("check")]
         | Annotated[DataConvert, tyro.conf.subcommand("convert")]
+        | Annotated[DataExport, tyro.conf.subcommand("export")]
     )
 
 

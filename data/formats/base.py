@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from data.errors import InputError
 
 DESCRIPTION_FILE = "robot_rl.json"

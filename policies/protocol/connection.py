@@ -144,7 +144,7 @@ class SocketServer:
                     self._drop_idle()  # of the same server, hence as dead
                     continue
                 raise ServerError(f"{self.address}: the server went away twice while it was asked; see its log") from None
-            except (asyncio.TimeoutError, TimeoutError):
+            except TimeoutError:
                 connection.transport.abort()
                 self._drop_idle()
                 raise ServerError(f"{self.address}: no answer within {self._timeout:g} s; give it more --timeout") from None
@@ -195,7 +195,7 @@ class SocketServer:
                 if status < 500:
                     raise ServerError(f"{self.address}: no policy server (HTTP {status}); check the address") from None
                 reason = f"HTTP {status}"
-            except (OSError, asyncio.TimeoutError, EOFError, InvalidHandshake, ConnectionClosed) as error:
+            except (TimeoutError, OSError, EOFError, InvalidHandshake, ConnectionClosed) as error:
                 reason = _last_line(str(error)) or _SILENT.get(type(error).__name__, type(error).__name__)
             if loop.time() + delay > deadline:
                 raise ServerError(f"{self.address}: no policy server can be reached ({reason}); start it, or check the address")

@@ -66,12 +66,14 @@ class DataConvert:
                 progress=progress,
             )
         if made.resumed:
-            console.print(f"went on after episode {made.resumed}, where an earlier run had stopped", highlight=False)
+            console.print(
+                f"went on after episode {made.resumed}, where an earlier run had stopped", highlight=False, markup=False
+            )
         for line in made.skipped:
-            console.print(f"left out: {line}", highlight=False)
+            console.print(f"left out: {line}", highlight=False, markup=False)
         Console().print(render(inspect(made.store)))
         for line in made.store.changes:
-            Console().print(f"changed: {line}", highlight=False)
+            Console().print(f"changed: {line}", highlight=False, markup=False)
         _say_trade(made.store)
 
 
@@ -106,4 +108,4 @@ def _say_trade(store: object) -> None:
             f"{is_kept} {'as JPEG' if how == 'jpeg' else 'raw'}{quality}: about {size / 1e9:.2g} GB, "
             f"{trade[f'{how}_frames_per_second']:,.0f} random frames a second on this machine"
         )
-    Console().print("; ".join(lines) + f" (--storage {'raw' if kept == 'jpeg' else 'jpeg'})", highlight=False)
+    Console().print("; ".join(lines) + f" (--storage {'raw' if kept == 'jpeg' else 'jpeg'})", highlight=False, markup=False)

@@ -177,7 +177,7 @@ class SteeringProxy:
             chosen = await asyncio.wait_for(work, budget)
             self._critic_seconds = time.perf_counter() - started
             return chosen
-        except (asyncio.TimeoutError, TimeoutError):
+        except TimeoutError:
             raise NotSteeredError("the critic took longer than the budget") from None
         except InputError as error:
             raise NotSteeredError(" ".join(str(error).split())) from None

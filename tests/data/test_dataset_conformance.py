@@ -1,23 +1,113 @@
-"""What every dataset promises, whoever wrote it: RLDS folders read as Episodes, and the stores converted from them."""
+"""What every reader promises, whoever wrote the data: Episodes by number, and the stores converted from them."""
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import ChunkSampler, Episode, EpisodeSource, Store, compute_statistics, open_dataset, read_episodes
+from data import (
+    ChunkSampler,
+    Episode,
+    EpisodeSource,
+    LanguageEncoder,
+    LeRobotWriter,
+    RldsWriter,
+    RobomimicWriter,
+    Store,
+    compute_statistics,
+    convert,
+    inspect,
+    open_dataset,
+    read_episodes,
+)
 from data.episode import check_action
-from data.quality.inspection import inspect
 from data.labels.rewards import label
+from tests.data.conftest import ACTION
+from tests.data.minari_environment import record
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
-@pytest.fixture(params=["bridge", "written"])
-def member(request: pytest.FixtureRequest) -> tuple[Path, Store]:
-    """An RLDS folder and the store converted from it."""
-    store = {"bridge": "bridge_store", "written": "made_store"}[request.param]
-    return request.getfixturevalue(request.param), request.getfixturevalue(store)
+def _rlds(folder: Path, episodes: list[Episode]) -> Path:
+    with RldsWriter(folder / "made_dataset", ACTION) as writer:
+        for episode in episodes:
+            writer.add(episode)
+    return folder / "made_dataset"
+
+
+def _lerobot(folder: Path, episodes: list[Episode]) -> Path:
+    with LeRobotWriter(folder / "made_lerobot", ACTION, image_format="png") as writer:
+        for episode in episodes:
+            writer.add(episode)
+    return folder / "made_lerobot"
+
+
+def _lerobot_video(folder: Path, episodes: list[Episode]) -> Path:
+    with LeRobotWriter(folder / "made_video", ACTION) as writer:
+        for episode in episodes:
+            writer.add(episode)
+    return folder / "made_video"
+
+
+def _robomimic(folder: Path, episodes: list[Episode]) -> Path:
+    with RobomimicWriter(folder / "made_robomimic.hdf5", ACTION) as writer:
+        for episode in episodes:
+            writer.add(episode)
+    return folder / "made_robomimic.hdf5"
+
+
+def _zarr(folder: Path, episodes: list[Episode], zipped: bool = False) -> Path:
+    """As diffusion_policy's replay buffer saves it: every observation has an action."""
+    import zarr
+
+    path = folder / ("made_replay.zarr.zip" if zipped else "made_replay.zarr")
+    store = zarr.storage.ZipStore(str(path), mode="w") if zipped else str(path)
+    group = zarr.open_group(store, mode="w", zarr_format=2)
+    arrays = {key: np.concatenate([episode.observations[key] for episode in episodes]) for key in episodes[0].observations}
+    arrays["action"] = np.concatenate([np.concatenate([episode.actions, episode.actions[-1:]]) for episode in episodes])
+    for key, value in arrays.items():
+        array = group.create_array(f"data/{key}", shape=value.shape, chunks=(7, *value.shape[1:]), dtype=value.dtype)
+        array[:] = value
+    ends = np.cumsum([len(episode) + 1 for episode in episodes])
+    group.create_array("meta/episode_ends", shape=ends.shape, chunks=ends.shape, dtype=ends.dtype)[:] = ends
+    if zipped:
+        store.close()
+    observations = {key: key for key in episodes[0].observations}
+    description = {"action": ACTION, "observations": observations, "instruction": {"text": "push the block"}}
+    (folder / "robot_rl.json").write_text(json.dumps(description))
+    return path
+
+
+MEMBERS: dict[str, Callable[[Path, list[Episode]], Path]] = {
+    "rlds": _rlds,
+    "lerobot, images": _lerobot,
+    "lerobot, video": _lerobot_video,
+    "lerobot v2.1, theirs": lambda folder, _: FIXTURES / "lerobot_v21",
+    "lerobot v3.0, theirs": lambda folder, _: FIXTURES / "lerobot_v30",
+    "robomimic": _robomimic,
+    "zarr": _zarr,
+    "zarr, zipped": lambda folder, episodes: _zarr(folder, episodes, zipped=True),
+    "minari, hdf5": lambda folder, _: record(folder, "hdf5"),
+    "minari, arrow": lambda folder, _: record(folder, "arrow"),
+}
+
+
+@pytest.fixture(scope="module", params=["bridge", *MEMBERS])
+def member(
+    request: pytest.FixtureRequest, episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Store]:
+    """A dataset and the store converted from it."""
+    if request.param == "bridge":
+        return request.getfixturevalue("bridge"), request.getfixturevalue("bridge_store")
+    folder = tmp_path_factory.mktemp("member")
+    path = MEMBERS[request.param](folder, episodes)
+    language = LanguageEncoder("dataset") if request.param == "rlds" else LanguageEncoder()
+    return path, convert(open_dataset(path), folder / "store", language=language).store
 
 
 @pytest.fixture
@@ -62,8 +152,6 @@ def test_any_range_gives_the_same_episodes(source: EpisodeSource, read: list[Epi
 
 
 def test_other_processes_read_it_too(source: EpisodeSource, read: list[Episode]) -> None:
-    import pickle
-
     # What conversion sends to its workers, which open the files themselves.
     copy = pickle.loads(pickle.dumps(source))
     assert_same(next(iter(copy.read(range(1, 2)))), read[1])
@@ -104,11 +192,12 @@ def test_statistics_are_those_of_the_transitions(member: tuple[Path, Store], rea
 
 
 def test_inspect_agrees_on_the_dataset_and_its_store(member: tuple[Path, Store]) -> None:
-    rlds, store = inspect(member[0]), inspect(member[1].path)
-    for report in (rlds, store):
-        for key in ("format", "path", "name"):
-            report.pop(key)
-    assert rlds == store
+    found, store = inspect(open_dataset(member[0])), inspect(member[1])
+    same = ("episodes", "steps", "transitions", "instructions", "episode_length", "cameras", "vectors", "action", "success")
+    for key in same:
+        assert found[key] == store[key]
+    for name, values in found["statistics"].items():
+        np.testing.assert_allclose(values, store["statistics"][name], rtol=1e-5, atol=1e-7)
 
 
 def test_language_table_covers_every_instruction(member: tuple[Path, Store]) -> None:
@@ -120,17 +209,18 @@ def test_language_table_covers_every_instruction(member: tuple[Path, Store]) -> 
 
 def test_sampler_draws_from_it(member: tuple[Path, Store]) -> None:
     store = member[1]
-    batch = ChunkSampler(store, 4).batch(np.random.default_rng(0), 64)
-    assert batch["actions"].shape == (64, 4, len(store.action["names"]))
+    batch = ChunkSampler(store, 2).batch(np.random.default_rng(0), 64)
+    assert batch["actions"].shape == (64, 2, len(store.action["names"]))
     for part in ("observations", "next_observations"):
-        assert batch[part]["image_primary"].shape == (64, *store.shape("image_primary"))
+        for key in store.observation_keys:
+            assert batch[part][key].shape == (64, *store.shape(key))
         assert batch[part]["instruction_embedding"].shape == (64, store.language.dim)
     assert ((batch["discount"] >= 0) & (batch["discount"] < 1)).all()
 
 
 def test_bridge_figures(bridge: Path) -> None:
     for split in ("train", "val"):
-        report = inspect(bridge, split)
+        report = inspect(open_dataset(bridge, split))
         assert (report["episodes"], report["steps"], report["transitions"]) == (25, 250, 225)
         assert report["instructions"] == {
             "put carrot on plate": 8,

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
+from data.rotations import angle_between, convert, to_quaternion
 from policies import ActionSpec, Encodes, HasLogProb, ObservationSpec, Policy, Trainable, load_policy
 from policies.config import GaussianConfig
 from policies.mapped import MappedPolicy
 from policies.maps import PolicyMap, StickyGripper, load_map, presets
 from policies.maps.entries import Image, Text
-from data.rotations import angle_between, convert, to_quaternion
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.recipes import train_policy
 from tests.policies.families import VECTORS, make
