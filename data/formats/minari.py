@@ -114,7 +114,7 @@ class MinariDataset:
     def episodes(self, split: str, indices: range) -> Iterator[MinariEpisode | InputError]:
         storage = _storage(self.data)
         for number in indices:
-            yield MinariEpisode(storage, number, f"{self.name} {split} #{number} ({self.data / f'episode_{number}'})")
+            yield MinariEpisode(storage, number, f"{self.name} {split} #{number} ({self.data} episode {number})")
 
 
 def _metadata_file(path: Path) -> Path:
@@ -210,7 +210,8 @@ def _derive(features: dict[str, Feature], action_space: Any, environment: str, n
     }
     if "actions" not in features or not hasattr(action_space, "low"):
         return derived
-    low, high = (np.asarray(bound, np.float64).reshape(-1).tolist() for bound in (action_space.low, action_space.high))
+    # The digits that a float32 has: .05, not .05000000074505806.
+    low, high = ([float(f"{x:.7g}") for x in np.ravel(bound)] for bound in (action_space.low, action_space.high))
     if all(map(math.isfinite, [*low, *high])):
         rate = _control_hz(environment)
         names = [f"action_{index}" for index in range(len(low))]
