@@ -277,6 +277,7 @@ def test_bridge(bridge) -> None:
 @pytest.mark.slow
 def test_tabletop_demonstrations() -> None:
     """What this project records itself, in three qualities, is clean."""
+    import sim  # noqa: F401  registers the tasks
     from robot_rl.collect import action_description, plan, record_all
 
     env_ids = ("Tabletop-Reach-v0", "Tabletop-Bowl-v0", "Tabletop-Push-v0")

@@ -73,7 +73,7 @@ def test_page_shows_everything_and_fetches_nothing(tmp_path: Path) -> None:
 def test_page_of_large_frames_stays_small(tmp_path: Path) -> None:
     """Noise is the worst that JPEG can get."""
     rng = np.random.default_rng(0)
-    data = clean(0, count=9)
+    data = clean(0, count=6)
     for index, episode in enumerate(data.items):
         frames = {f"image_{k}": rng.integers(0, 256, (len(episode) + 1, 96, 400, 3), dtype=np.uint8) for k in range(4)}
         data = with_episode(data, index, observations=frames)
