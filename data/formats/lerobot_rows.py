@@ -98,7 +98,7 @@ class RowReader:
 
 def to_numpy(feature: Feature, column: Any) -> np.ndarray:
     """A numeric column as [N, *shape] of the feature's dtype. InputError says how it differs from what info.json declares."""
-    import pyarrow as pa
+    import pyarrow.compute
 
     array = _plain(column)
     count = len(array)
@@ -108,7 +108,7 @@ def to_numpy(feature: Feature, column: Any) -> np.ndarray:
             if feature.shape == (1,):
                 break  # One number a step is stored as itself.
             raise InputError(f"holds {column.type}, info.json says {feature.dtype}{list(feature.shape)}")
-        lengths = np.unique(np.asarray(pa.compute.list_value_length(array)))
+        lengths = np.unique(np.asarray(pyarrow.compute.list_value_length(array)))
         if len(lengths) != 1 or lengths[0] != size:
             found = "/".join(map(str, lengths[:3]))
             raise InputError(f"has {found} values on axis {axis}, info.json says {list(feature.shape)}")
