@@ -45,7 +45,7 @@ def compute_statistics(values: np.ndarray, leave_out: np.ndarray | None = None) 
             histogram[column] += np.bincount(bins, minlength=_BINS)
     quantiles = [_quantile(blocks, histogram, low, high, q * (count - 1)) for q in (0.01, 0.99)]
     result = dict(zip(STATISTICS, (mean, np.sqrt(squares / count), low, high, *quantiles), strict=True))
-    return {name: [float(x) for x in result[name]] for name in STATISTICS}
+    return {name: np.asarray(result[name], np.float64).tolist() for name in STATISTICS}
 
 
 def _bin(block: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -70,10 +70,10 @@ class Rule:
 
 
 def rule_for(dataset: Any, description: str | Path | None = None) -> Rule:
-    """The rule of a dataset: `description` (a file), else the dataset's own, else the registry's. InputError tells what is wrong."""
+    """The rule of a dataset: `description` (a file) over the dataset's own, else the registry's. InputError tells what is wrong."""
     values: dict[str, Any] | None
     if description is not None:
-        where, values = str(description), read_description(Path(description))
+        where, values = str(description), {**(dataset.description or {}), **read_description(Path(description))}
     elif dataset.description is not None:
         where, values = str(dataset.path / DESCRIPTION_FILE), dataset.description
     else:

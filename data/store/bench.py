@@ -58,7 +58,14 @@ def bench_data(episodes: int, batch: int, seconds: float, progress: Callable[[st
         rates |= measure(_tf_data(Path(folder), made, batch), batch, seconds, progress)
     ours = rates["store, raw frames"]
     rows = [{"what": what, "transitions_per_second": rate, "ratio": ours / rate} for what, rate in rates.items()]
-    return {"rows": rows, "transition_bytes": raw_bytes, "batch": batch, "episodes": episodes, "anonymous_growth_mb": growth}
+    return {
+        "rows": rows,
+        "transition_bytes": raw_bytes,
+        "batch": batch,
+        "episodes": episodes,
+        "anonymous_growth_mb": growth,
+        "anonymous_mb": anonymous_memory() / 1e6,
+    }
 
 
 def bench_store(path: Path, batch: int, seconds: float) -> dict[str, Any]:
@@ -69,7 +76,14 @@ def bench_store(path: Path, batch: int, seconds: float) -> dict[str, Any]:
     growth = anonymous_growth(sampler, batch, max(int(seconds * 20), 20))
     size = sum(array.dtype.itemsize * int(np.prod(array.shape)) for array in store.arrays.values())
     row = {"what": str(path), "transitions_per_second": rate, "ratio": 1.0}
-    return {"rows": [row], "batch": batch, "episodes": store.length, "store_gb": size / 1e9, "anonymous_growth_mb": growth}
+    return {
+        "rows": [row],
+        "batch": batch,
+        "episodes": store.length,
+        "store_gb": size / 1e9,
+        "anonymous_growth_mb": growth,
+        "anonymous_mb": anonymous_memory() / 1e6,
+    }
 
 
 def anonymous_growth(sampler: ChunkSampler, batch: int, batches: int) -> float:

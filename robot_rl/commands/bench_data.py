@@ -41,6 +41,9 @@ class BenchData:
             table.add_row(row["what"], f"{row['transitions_per_second']:,.0f}", f"{row['ratio']:.1f}x")
         Console().print(table)
         size = f" of a store of {values['store_gb']:.1f} GB" if "store_gb" in values else ""
-        Console().print(f"anonymous memory grew by {values['anonymous_growth_mb']:.0f} MB over the sampling{size}")
+        Console().print(
+            f"anonymous memory grew by {values['anonymous_growth_mb']:.0f} MB, to {values['anonymous_mb']:.0f} MB, over the "
+            f"sampling{size}"
+        )
         if self.json:
             write_json(self.json, values)

@@ -120,10 +120,13 @@ class DataCheck:
         from data.quality.check import check
         from data.quality.terminal import render_findings
         from data.source import open_source
+        from data.store.store import Store
         from robot_rl.console import check_writable, counting_progress, write_json
 
         check_writable(self.json)
         source = open_source(self.path, self.split, self.description)
+        if isinstance(source, Store):
+            source.verify()
         with counting_progress("checking episodes") as progress:
             found = check(source, self.episodes, progress)
         poison = [
