@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,32 +34,14 @@ from tests.data.minari_environment import record
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def _rlds(folder: Path, episodes: list[Episode]) -> Path:
-    with RldsWriter(folder / "made_dataset", ACTION) as writer:
-        for episode in episodes:
-            writer.add(episode)
-    return folder / "made_dataset"
+def _written(writer: Any, name: str, **options: Any) -> Callable[[Path, list[Episode]], Path]:
+    def write(folder: Path, episodes: list[Episode]) -> Path:
+        with writer(folder / name, ACTION, **options) as out:
+            for episode in episodes:
+                out.add(episode)
+        return folder / name
 
-
-def _lerobot(folder: Path, episodes: list[Episode]) -> Path:
-    with LeRobotWriter(folder / "made_lerobot", ACTION, image_format="png") as writer:
-        for episode in episodes:
-            writer.add(episode)
-    return folder / "made_lerobot"
-
-
-def _lerobot_video(folder: Path, episodes: list[Episode]) -> Path:
-    with LeRobotWriter(folder / "made_video", ACTION) as writer:
-        for episode in episodes:
-            writer.add(episode)
-    return folder / "made_video"
-
-
-def _robomimic(folder: Path, episodes: list[Episode]) -> Path:
-    with RobomimicWriter(folder / "made_robomimic.hdf5", ACTION) as writer:
-        for episode in episodes:
-            writer.add(episode)
-    return folder / "made_robomimic.hdf5"
+    return write
 
 
 def _zarr(folder: Path, episodes: list[Episode], zipped: bool = False) -> Path:
@@ -84,12 +67,12 @@ def _zarr(folder: Path, episodes: list[Episode], zipped: bool = False) -> Path:
 
 
 MEMBERS: dict[str, Callable[[Path, list[Episode]], Path]] = {
-    "rlds": _rlds,
-    "lerobot, images": _lerobot,
-    "lerobot, video": _lerobot_video,
+    "rlds": _written(RldsWriter, "made_dataset"),
+    "lerobot, images": _written(LeRobotWriter, "made_lerobot", image_format="png"),
+    "lerobot, video": _written(LeRobotWriter, "made_video"),
     "lerobot v2.1, theirs": lambda folder, _: FIXTURES / "lerobot_v21",
     "lerobot v3.0, theirs": lambda folder, _: FIXTURES / "lerobot_v30",
-    "robomimic": _robomimic,
+    "robomimic": _written(RobomimicWriter, "made_robomimic.hdf5"),
     "zarr": _zarr,
     "zarr, zipped": lambda folder, episodes: _zarr(folder, episodes, zipped=True),
     "minari, hdf5": lambda folder, _: record(folder, "hdf5"),

@@ -6,7 +6,6 @@ import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 
 from data.episode import Episode
-from data.errors import InputError
 from data.formats import open_format
 from data.formats.diffusion_policy import DiffusionPolicyDataset
 from data.source import open_dataset, read_episodes
+from tests.data.reading import fails, read
 
 zarr = pytest.importorskip("zarr", minversion="3")
 numcodecs = pytest.importorskip("numcodecs")
@@ -63,19 +62,6 @@ def pack(folder: Path, zipped: Path, within: str = "", method: int = zipfile.ZIP
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "pusht.zarr", compressor=numcodecs.Blosc("lz4"))
-
-
-def read(path: Path) -> list[Episode | InputError]:
-    source = open_dataset(path)
-    return list(source.read(range(source.length)))
-
-
-def fails(action: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(InputError) as caught:
-        action()
-    for part in parts:
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def check(path: Path) -> None:

@@ -20,6 +20,7 @@ from data.formats import lerobot_writer, open_format
 from data.formats.lerobot import LeRobotDataset
 from data.formats.lerobot_writer import LeRobotWriter
 from data.formats.video import VideoReader, VideoWriter
+from tests.data.reading import fails
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ACTION = {
@@ -85,14 +86,6 @@ def copy_v21(tmp_path: Path) -> Path:
 def read(folder: Path, split: str = "train") -> list[Episode | InputError]:
     source = open_dataset(folder, split)
     return list(source.read(range(source.length)))
-
-
-def fails(action: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(InputError) as caught:
-        action()
-    for part in parts:
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def one_bad(folder: Path, number: int, *parts: str) -> None:

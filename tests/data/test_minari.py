@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.episode import Episode
-from data.errors import InputError
 from data.formats import open_format
 from data.source import open_dataset, read_episodes
 
@@ -21,6 +19,7 @@ pytest.importorskip("h5py")
 pytest.importorskip("pyarrow")
 
 from tests.data.minari_environment import LENGTHS, record  # noqa: E402
+from tests.data.reading import fails, read  # noqa: E402
 
 STORAGES = ("hdf5", "arrow", "parquet")
 
@@ -34,19 +33,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def copy(tmp_path: Path, recorded: dict[str, Path]) -> Path:
     """A copy of the HDF5 one, to be damaged."""
     return Path(shutil.copytree(recorded["hdf5"], tmp_path / "copy-v0"))
-
-
-def read(path: Path) -> list[Episode | InputError]:
-    source = open_dataset(path)
-    return list(source.read(range(source.length)))
-
-
-def fails(action: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(InputError) as caught:
-        action()
-    for part in parts:
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

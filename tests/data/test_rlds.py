@@ -18,6 +18,7 @@ from data.formats.base import Feature
 from data.formats.features import decode, parse_features
 from data.formats.rlds import RldsDataset
 from data.formats.tfrecord import build_example, parse_example, read_records, write_record
+from tests.data.reading import fails
 
 
 @pytest.fixture
@@ -46,14 +47,6 @@ def damage(file: Path, offset: int) -> None:
 
 def read_all(folder: Path, split: str = "train") -> int:
     return len(list(read_episodes(open_dataset(folder, split), images=False)))
-
-
-def fails(action: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(InputError) as caught:
-        action()
-    for part in parts:
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_corrupt_record_is_named_and_can_be_skipped(copy: Path) -> None:

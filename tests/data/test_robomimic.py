@@ -21,6 +21,7 @@ from data.formats.robomimic_writer import RobomimicWriter
 from data.rotations import convert
 from data.source import open_dataset, read_episodes
 from tests.data import robomimic_files as files
+from tests.data.reading import fails
 
 ACTION = {
     "names": ["x", "y", "z", "gripper"],
@@ -35,14 +36,6 @@ ACTION = {
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return files.write(tmp_path / "square.hdf5", args=files.env_args())
-
-
-def fails(action: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(InputError) as caught:
-        action()
-    for part in parts:
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def read(path: Path, split: str = "train", indices: range | None = None) -> list[Episode | InputError]:
