@@ -62,6 +62,9 @@ class ChunkSampler:
         self._starts_per_episode, self._episodes = starts_per_episode, episodes
         # Everything but the images is small: it lives in memory.
         self._ram: dict[str, np.ndarray] = {}
+        self._buffers: dict[str, np.ndarray] = {}
+        self.starts = np.empty(0, np.int64)
+        self._texts = np.empty(0, object)
         self._read(0, 0)
         if not len(self.starts):
             longest = int(np.diff(store.episode_ends, prepend=0).max()) - 1
@@ -98,25 +101,43 @@ class ChunkSampler:
         }
         loaded["reward"], loaded["discount"] = self._backup(reward, mask, loaded["final"] - start)
         loaded["terminal"] = mask[np.maximum(loaded["final"] - 1 - start, 0)] == 0
-        self._ram = {key: np.concatenate([self._ram[key][:start], value]) if start else value for key, value in loaded.items()}
-        self._embeddings = store.language.encode(store.instructions)
-        self._texts = np.asarray(store.instructions, dtype=object)
-        self.starts = self._find_starts()
+        for key, values in loaded.items():
+            self._extend(key, start, values)
+        if len(store.instructions) > len(self._texts):
+            self._embeddings = store.language.encode(store.instructions)
+            self._texts = np.asarray(store.instructions, dtype=object)
+        if self._episodes is not None:
+            start = 0  # which episodes are drawn from depends on how many there are
+        kept = self.starts[: np.searchsorted(self.starts, start)]
+        self.starts = np.concatenate([kept, start + self._find_starts(start)])
 
-    def _find_starts(self) -> np.ndarray:
-        final, row = self._ram["final"], np.arange(self.store.rows)
+    def _extend(self, key: str, start: int, values: np.ndarray) -> None:
+        """Put values behind the first `start` rows. A store that grows step by step is not copied step by step."""
+        rows, buffer = start + len(values), self._buffers.get(key)
+        if buffer is None or rows > len(buffer):
+            grown = np.empty((max(rows, 2 * start), *values.shape[1:]), values.dtype)
+            if buffer is not None:
+                grown[:start] = buffer[:start]
+            self._buffers[key] = buffer = grown
+        buffer[start:rows] = values
+        self._ram[key] = buffer[:rows]
+
+    def _find_starts(self, start: int) -> np.ndarray:
+        """Valid starts from row `start` on, which begins an episode, counted from there."""
+        ram = {key: self._ram[key][start:] for key in ("final", "first", "terminal", "episode")}
+        final, row = ram["final"], np.arange(start, self.store.rows)
         last = final - 1
         if not self.every_start:
-            last = np.where(self._ram["terminal"], last, final - max(self.horizon, self.n_step))
+            last = np.where(ram["terminal"], last, final - max(self.horizon, self.n_step))
         # A chunk longer than every episode is a mistake, not data.
         valid = (row <= last) & (self.horizon <= np.diff(self.store.episode_ends, prepend=0).max() - 1)
         count = self.store.length
         if self._episodes is not None and self._episodes < count:
             chosen = np.zeros(count, bool)
             chosen[np.linspace(0, count - 1, self._episodes).round().astype(int)] = True
-            valid &= chosen[self._ram["episode"]]
+            valid &= chosen[ram["episode"]]
         if self._starts_per_episode is not None:
-            length, number = last - self._ram["first"] + 1, row - self._ram["first"]
+            length, number = last - ram["first"] + 1, row - ram["first"]
             # Every start whose number crosses a multiple of length / limit: evenly spread, at most so many.
             limit = np.minimum(self._starts_per_episode, np.maximum(length, 1))
             valid &= (number * limit) // np.maximum(length, 1) != ((number - 1) * limit) // np.maximum(length, 1)
