@@ -1,0 +1,152 @@
+"""`robot-rl data ...` as a user runs it: every format in and out, mixtures, kills, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import RldsWriter, Store, open_dataset, read_episodes
+from robot_rl.cli import main
+from tests.conftest import ACTION, make_episodes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "moves"
+    with RldsWriter(out, ACTION) as writer:
+        for episode in make_episodes(24):
+            writer.add(episode)
+    return out
+
+
+def convert(dataset: Path, out: Path, *options: str) -> int:
+    return main(["data", "convert", str(dataset), "--out", str(out), "--language", "dataset", *options])
+
+
+def fails(capsys: pytest.CaptureFixture[str], *command: object) -> str:
+    capsys.readouterr()
+    assert main([str(part) for part in command]) == 2
+    lines = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("robot-rl: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_convert_resizes_compresses_and_says_so(dataset, tmp_path, capsys):
+    assert convert(dataset, tmp_path / "store", "--image-size", "8x12", "--storage", "jpeg", "--episodes", "20") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "resized to 8x12",
+        "kept as JPEG",
+        "first 20 of 24",
+        "random frames a second on this machine",
+        "--storage raw",
+    ):
+        assert part in said
+    store = Store.open(tmp_path / "store")
+    assert store.shape("image_primary") == (8, 12, 3)
+    assert store.counts["episodes"] == 20
+    # A store is a source too: kept otherwise, the pixels stay.
+    assert convert(tmp_path / "store", tmp_path / "raw") == 0
+    np.testing.assert_array_equal(Store.open(tmp_path / "raw").load("image_primary"), store.load("image_primary"))
+
+
+@pytest.mark.parametrize(("to", "options"), [("rlds", []), ("lerobot", ["--images", "png"]), ("robomimic", [])])
+def test_export_to_every_format_and_back(dataset, tmp_path, to, options):
+    out = tmp_path / ("moves.hdf5" if to == "robomimic" else "moves")
+    assert main(["data", "export", str(dataset), "--to", to, "--out", str(out), *options]) == 0
+    for ours, theirs in zip(read_episodes(open_dataset(out)), make_episodes(24), strict=True):
+        assert (ours.instruction, ours.success) == (theirs.instruction, theirs.success)
+        np.testing.assert_array_equal(ours.actions, theirs.actions)
+        for key, value in theirs.observations.items():
+            np.testing.assert_array_equal(ours.observations[key], value)
+    assert main(["data", "check", str(out)]) in (0, 1)
+
+
+def test_a_mixture_trains(dataset, tmp_path):
+    (tmp_path / "stores").mkdir()
+    for name in ("bridge", "mine"):
+        assert convert(dataset, tmp_path / "stores" / name) == 0
+    common = ["--data", str(tmp_path / "stores"), "--mix", "bridge:1.0,mine:0.5", "--steps", "2", "--batch-size", "8"]
+    critic = [*common, "--max-starts", "3", "--n-step", "2", "--negatives", "0.2", "--out", str(tmp_path / "critic")]
+    assert main(["train", "critic", *critic]) == 0
+    assert main(["train", "policy", *common, "--max-episodes", "10", "--out", str(tmp_path / "policy")]) == 0
+
+
+def test_convert_killed_again_and_again_gives_what_one_run_gives(dataset, tmp_path):
+    whole = tmp_path / "whole"
+    assert convert(dataset, whole) == 0
+    command = [sys.executable, "-m", "robot_rl.cli", "data", "convert", str(dataset), "--out", str(tmp_path / "store")]
+    command += ["--language", "dataset", "--workers", "2"]
+    killed = 0
+    for delay in (1.0, 1.5, 2.0, 2.5):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=False)
+    assert (
+        done.returncode == 0 or "replace it with --overwrite" in done.stderr
+    )  # the last one may have got there before its kill
+    ours, theirs = Store.open(tmp_path / "store"), Store.open(whole)
+    ours.verify()
+    assert ours.counts == theirs.counts
+    for key in theirs.arrays:
+        np.testing.assert_array_equal(ours.load(key), theirs.load(key))
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "store"}
+
+
+def test_check_exits_with_1_on_poison_and_2_on_damage(dataset, tmp_path, capsys):
+    clean = make_episodes(6)
+    with RldsWriter(tmp_path / "copies", ACTION) as writer:
+        for episode in [*clean, clean[2]]:
+            writer.add(episode)
+    assert main(["data", "check", str(tmp_path / "copies"), "--json", str(tmp_path / "found.json")]) == 1
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert not found["ok"]
+    assert "duplicate-episode" in {finding["fault"] for finding in found["findings"]}
+    assert convert(dataset, tmp_path / "store") == 0
+    file = tmp_path / "store/data/proprio/0.0"
+    data = bytearray(file.read_bytes())
+    data[40] ^= 1
+    file.write_bytes(data)
+    assert "its checksum is wrong" in fails(capsys, "data", "check", tmp_path / "store")
+
+
+def test_bench_data_measures(tmp_path):
+    path = tmp_path / "bench.json"
+    assert main(["bench", "data", "--episodes", "10", "--seconds", "0.5", "--json", str(path)]) == 0
+    rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
+    assert {"memcpy of as many bytes", "store, raw frames", "h5py, fancy indexing", "tf.data, the same as RLDS"} <= set(rows)
+    assert all(row["transitions_per_second"] > 0 for row in rows.values())
+    assert rows["store, raw frames"]["ratio"] == 1
+
+
+def test_mistakes_are_one_line(dataset, tmp_path, capsys):
+    assert "64x64" in fails(capsys, "data", "convert", dataset, "--out", tmp_path / "s", "--image-size", "64")
+    assert "no rewards" in fails(
+        capsys, "data", "convert", dataset, "--out", tmp_path / "s", "--reward", "given", "--language", "dataset"
+    )
+    assert "image_left" in fails(
+        capsys, "data", "convert", dataset, "--out", tmp_path / "t", "--cameras", "image_left", "--language", "dataset"
+    )
+    assert "can be h264, av1, png" in fails(
+        capsys, "data", "export", dataset, "--to", "lerobot", "--out", tmp_path / "l", "--images", "jpeg"
+    )
+    assert "has no store of bridge_dataset" in fails(
+        capsys, "train", "critic", "--data", dataset, "--out", tmp_path / "run", "--mix", "bridge"
+    )
+    (tmp_path / "odd").mkdir()
+    shutil.copy(ROOT / "README.md", tmp_path / "odd/README.md")
+    assert "not a dataset of a known format" in fails(capsys, "data", "inspect", tmp_path / "odd")
