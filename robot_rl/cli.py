@@ -21,6 +21,7 @@ from robot_rl.commands.bench_serve import BenchServe
 from robot_rl.commands.convert_policy import ConvertPolicy
 from robot_rl.commands.data_convert import DataConvert
 from robot_rl.commands.data_export import DataExport
+from robot_rl.commands.data_label import DataLabel
 from robot_rl.commands.data_quality import DataCheck, DataInspect
 from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
@@ -38,13 +39,14 @@ class Group(Generic[Commands]):
 
 @dataclass(frozen=True)
 class Data:
-    """Look at datasets and convert them for training."""
+    """Look at datasets, convert them for training, and label them."""
 
     command: (
         Annotated[DataInspect, tyro.conf.subcommand("inspect")]
         | Annotated[DataCheck, tyro.conf.subcommand("check")]
         | Annotated[DataConvert, tyro.conf.subcommand("convert")]
         | Annotated[DataExport, tyro.conf.subcommand("export")]
+        | Annotated[DataLabel, tyro.conf.subcommand("label")]
     )
 
 

@@ -1,7 +1,7 @@
 """Success by rule: an expression about an episode, such as `state[2] > 0.1 and all_last(proprio[6] < 0.5, 3)`.
 
-Not Python: `simpleeval` walks the expression, which has no attributes, no slices, and no calls but the ones below. A name is a vector of
-the store (`state`, `proprio`, `action`), and `state[2]` its number at the final observation; helpers look further back.
+Not Python: `simpleeval` walks the expression, which has no attributes, no slices, and no calls but the ones below. A name is a vector
+of the store (`state`, `proprio`, `action`), and `state[2]` its number at the final observation; helpers look further back.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ HELPERS = {
     "first": "first(number): its value at the first observation",
 }
 _PLAIN: dict[str, Callable[..., Any]] = {"abs": abs, "sqrt": math.sqrt, "hypot": math.hypot}
+_OVER_TIME: dict[str, Callable[..., Any]] = {"min": min, "max": max, "mean": np.mean}
 _NODES = (ast.Name, ast.Constant, ast.Subscript, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call)
 _MAX_POWER = 100
 
@@ -95,7 +96,8 @@ class _Evaluation(simpleeval.SimpleEval):
         operators = {**simpleeval.DEFAULT_OPERATORS, ast.Pow: _power}
         super().__init__(operators=operators, functions=dict(_PLAIN), names={})
         self._episode = episode
-        self.nodes = {kind: handler for kind, handler in self.nodes.items() if kind in _NODES}
+        handlers: dict[Any, Any] = vars(self)["nodes"]
+        self.nodes: dict[Any, Any] = {kind: handlers[kind] for kind in _NODES}
         self.nodes |= {ast.Call: self._call, ast.Name: self._name}
         self._row = -1
 
@@ -132,10 +134,10 @@ class _Evaluation(simpleeval.SimpleEval):
             raise InputError(f"{HELPERS[name]}; its k is {_short(count)}, it must be a whole number from 1 on")
         count = min(count, self._episode.length + 1)
         values = [self.at(node.args[0], row) for row in range(-count, 0)]
-        if name in ("min", "max", "mean"):
+        if name in _OVER_TIME:
             if not all(isinstance(value, (int, float)) for value in values):
                 raise InputError(f"{HELPERS[name]}; it was given {_short(values[-1])}")
-            return float({"min": np.min, "max": np.max, "mean": np.mean}[name](values))
+            return float(_OVER_TIME[name](values))
         if not all(isinstance(value, bool) for value in values):
             raise InputError(f"{HELPERS[name]}; it was given {_short(values[-1])}, not true or false")
         return all(values) if name == "all_last" else any(values)
