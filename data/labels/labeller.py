@@ -117,8 +117,12 @@ def episode_rows(store: Store, episode: int) -> np.ndarray:
 
 
 def instruction(store: Store, episode: int) -> str:
-    """Of an episode, in characters that can be shown."""
-    text = store.instructions[int(store.gather("instruction_index", episode_rows(store, episode)[:1])[0])]
+    """Of an episode."""
+    return store.instructions[int(store.gather("instruction_index", episode_rows(store, episode)[:1])[0])]
+
+
+def printable(text: str) -> str:
+    """A text without what would steer a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

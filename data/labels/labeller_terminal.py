@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError
-from data.labels.labeller import FRAMES, NAMES, Journal, cameras, clip, instruction, whole_episodes
+from data.labels.labeller import FRAMES, NAMES, Journal, cameras, clip, instruction, printable, whole_episodes
 from data.store.store import Store
 
 FRAME_SECONDS = 1 / 12
@@ -125,7 +125,7 @@ class _Player:
         filled = bar * done // self.count
         lines = [
             ("", f"episode {self.episode} ({self.episode + 1} of {self.count})  frame {position + 1}/{frames}"),
-            ("", instruction(self.store, self.episode)),
+            ("", printable(instruction(self.store, self.episode))),
             (_COLOURS[label], f"{NAMES[label]}{'  by hand' if self.journal.touched[self.episode] else ''}"),
             ("", f"{'█' * filled}{'░' * (bar - filled)} {done} of {self.count} labelled  {self.said}"),
             ("\x1b[2m", _HELP),

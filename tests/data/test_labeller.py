@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -16,13 +17,16 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
 from data import Episode, InputError, LanguageEncoder, RldsWriter, Store, convert, open_dataset
 from data.labels.labeller import Journal, clip, journal_path, read_journal
+from data.labels.labeller_page import serve_labeller
 from data.labels.relabel import relabel
 
 
@@ -182,3 +186,121 @@ def test_a_pipe_is_no_terminal(store: Store) -> None:
         check=False,
     )
     assert "InputError: labelling in the terminal needs a terminal to draw in; use --browser" in run.stderr
+
+
+class Page:
+    """The labeller's server in a real process."""
+
+    def __init__(self, store: Store) -> None:
+        code = (
+            "import sys; from functools import partial; from data import Store; from data.labels.labeller import journal_path;"
+            "from data.labels.labeller_page import serve_labeller; store = Store.open(sys.argv[1]);"
+            "serve_labeller(store, journal_path(store), announce=partial(print, flush=True))"
+        )
+        self.process = subprocess.Popen([sys.executable, "-c", code, str(store.path)], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        url = urlsplit(self.process.stdout.readline().strip())
+        self.host, self.token = url.netloc, url.query.removeprefix("token=")
+
+    def get(self, path: str, token: str | None = None, host: str | None = None) -> tuple[int, bytes]:
+        return self._ask("GET", f"{path}?token={self.token if token is None else token}", {"Host": host or self.host}, None)
+
+    def post(self, path: str, body: str = "{}", **headers: str) -> tuple[int, bytes]:
+        own = {"Host": self.host, "Origin": f"http://{self.host}", "X-Token": self.token}
+        return self._ask("POST", path, {**own, **{key.replace("_", "-"): value for key, value in headers.items()}}, body)
+
+    def label(self, episode: int, label: str) -> None:
+        assert self.post("/label", json.dumps({"episode": episode, "label": label})) == (200, b"saved")
+
+    def _ask(self, method: str, path: str, headers: dict[str, str], body: str | None) -> tuple[int, bytes]:
+        connection = HTTPConnection(self.host, timeout=30)
+        connection.request(method, path, body, headers)
+        reply = connection.getresponse()
+        result = reply.status, reply.read()
+        connection.close()
+        return result
+
+
+@contextmanager
+def served(store: Store) -> Iterator[Page]:
+    page = Page(store)
+    try:
+        yield page
+    finally:
+        page.process.kill()
+        page.process.wait()
+
+
+def test_a_killed_server_has_lost_no_key_and_goes_on(store: Store) -> None:
+    with served(store) as page:
+        page.label(2, "success")
+        page.label(3, "failure")
+        page.process.send_signal(signal.SIGKILL)
+        page.process.wait()
+    expected = store.success.copy()
+    expected[[2, 3]] = 1, 0
+    np.testing.assert_array_equal(read_journal(journal_path(store), store), expected)
+    with served(store) as page:
+        state = json.loads(page.get("/state")[1])
+        assert state["first"] == 5
+        assert state["labels"][:6] == ["success", "failure", "success", "failure", "failure", "unlabelled"]
+        assert state["touched"] == [episode in (2, 3) for episode in range(12)]
+        page.label(0, "unlabelled")
+        assert page.post("/quit")[0] == 200
+        assert page.process.wait(timeout=20) == 0
+    expected[0] = -1
+    np.testing.assert_array_equal(read_journal(journal_path(store), store), expected)
+
+
+def test_the_page_shows_the_frames_of_the_store(store: Store) -> None:
+    import cv2
+
+    with served(store) as page:
+        status, html = page.get("/")
+        assert status == 200
+        assert not re.search(rb"https?://", html), "nothing is fetched from elsewhere"
+        state = json.loads(page.get("/state")[1])
+        assert state["instructions"][state["instruction"][0]] == "öffne the drawer"
+        for episode in (0, 11):
+            status, body = page.get(f"/clip/{episode}")
+            strip = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR_RGB)
+            frames = clip(store, episode, 12, multiple=16)
+            assert status == 200
+            assert len(frames) == state["frames"][episode]
+            # Noise, which JPEG keeps only in the mean.
+            assert strip.shape == (len(frames) * 16, frames.shape[2], 3)
+            np.testing.assert_allclose(strip.reshape(frames.shape).mean((1, 2)), frames.mean((1, 2)), atol=3)
+        assert page.get("/clip/12")[0] == 404
+
+
+def test_other_pages_cannot_label(store: Store) -> None:
+    good = json.dumps({"episode": 2, "label": "success"})
+    with served(store) as page:
+        for path in ("/", "/state", "/clip/0"):
+            assert page.get(path, token="")[0] == 403
+            assert page.get(path, token="%C3%A9")[0] == 403
+            assert page.get(path, host="evil.example")[0] == 403, "a name that was rebound to this machine"
+        for headers in ({"X_Token": ""}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example:80"}):
+            assert page.post("/label", good, **headers)[0] == 403
+            assert page.post("/quit", **headers)[0] == 403
+        bad = (
+            '{"episode": 12, "label": "success"}',
+            '{"episode": -1, "label": "success"}',
+            '{"episode": true, "label": "success"}',
+        )
+        for body in (*bad, '{"episode": 2, "label": "maybe"}', '{"episode": 2, "label": []}', "[]", "nonsense"):
+            assert page.post("/label", body)[0] == 400
+        assert page.post("/label", good + " " * 2000)[0] == 413
+        assert page.post("/other", good)[0] == 404
+        # Through a tunnel it stands at another port.
+        tunnel = "localhost:9999"
+        assert page.post("/label", good, Host=tunnel, Origin=f"http://{tunnel}")[0] == 200
+    assert len(journal_path(store).read_text().splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_told(store: Store) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match="cannot be had; choose another one"):
+            serve_labeller(store, journal_path(store), taken.getsockname()[1])
