@@ -27,7 +27,7 @@ from data.store.store import Store
 HEIGHT = 256
 """Of the frames that are sent, at most; a browser makes small ones larger."""
 _HOSTS = ("127.0.0.1", "localhost")
-_MAX_BODY = 1000
+_MAX_BODY = 200
 _NUMBER = re.compile("[0-9]{1,9}")
 
 
@@ -75,7 +75,7 @@ class _Server(ThreadingHTTPServer):
 
     def label(self, values: Any) -> None:
         """InputError when `values` is no label of an episode of the store, or it could not be saved."""
-        fits = isinstance(values, dict) and values.get("label") in LABELS and type(values.get("episode")) is int
+        fits = isinstance(values, dict) and values.get("label") in list(LABELS) and type(values.get("episode")) is int
         if not fits or not 0 <= values["episode"] < whole_episodes(self.store):
             raise InputError("no label of an episode of this store")
         with self.lock:
