@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from data.episode import Episode
+from data.processes import interrupts_held
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ def record(demonstration: Demonstration) -> Episode:
 
 def record_all(demonstrations: Sequence[Demonstration], workers: int = 2) -> Iterator[Episode]:
     """Episodes in the order of the plan, recorded by `workers` processes."""
-    # Ctrl-C reaches the whole group; the parent decides.
-    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with interrupts_held():
+        pool = multiprocessing.get_context("spawn").Pool(workers)
+    with pool:
         yield from pool.imap(record, demonstrations, chunksize=4)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import signal
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 import sim
 from data import RldsWriter, convert, open_dataset
 from data.errors import InputError
+from data.processes import interrupts_held
 from data.store.store import is_store
 from policies import load_policy
 from policies.checkpoint import latest_checkpoint, read_config
@@ -120,8 +120,9 @@ def _train_both(demo: Demo, store: Path, policy: Path, critic: Path) -> None:
         "critic": context.Process(target=_train_critic, args=(demo, store, critic, messages), daemon=True),
     }
     with progress_bars("training the policy", "training the critic") as bars:
-        for process in jobs.values():
-            process.start()
+        with interrupts_held():
+            for process in jobs.values():
+                process.start()
         running = set(jobs)
         while running:
             try:
@@ -163,7 +164,6 @@ def _train_critic(demo: Demo, store: Path, out: Path, messages: Any) -> None:
 
 def _guarded(name: str, messages: Any, job: Any, settings: TrainingConfig) -> None:
     """Run a training job in its process, telling the parent of its progress or its failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
 
     def show(step: int, steps: int, row: Mapping[str, float]) -> None:
         if step < steps:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 
 from data.episode import Episode
 from data.errors import InputError
+from data.processes import interrupts_held
 from data.source import EpisodeSource
 from data.store.frames import JPEG_QUALITY, encode_jpeg
 
@@ -122,7 +122,8 @@ def prepare_all(
         remaining = iter(tasks)
         try:
             for task in remaining:
-                waiting.append((task, pool.submit(_worker_task, task)))
+                with interrupts_held():
+                    waiting.append((task, pool.submit(_worker_task, task)))
                 if len(waiting) >= _AHEAD * workers:
                     task, future = waiting.popleft()
                     yield task.stop, future.result()
@@ -154,7 +155,6 @@ _worker: tuple[EpisodeSource, Preparation] | None = None
 def _begin_worker(source: EpisodeSource, preparation: Preparation) -> None:
     global _worker
     _worker = source, preparation
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import cv2
 

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import torch
 
 from data.errors import InputError
+from data.processes import interrupts_held
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -68,7 +69,8 @@ class _Worker(Generic[Job, Result]):
         self.connection, theirs = context.Pipe()
         self.job: Job | None = None
         self.process = context.Process(target=_serve, args=(runner, theirs), daemon=True)
-        self.process.start()
+        with interrupts_held():
+            self.process.start()
         theirs.close()  # the worker has the only other end now, so its death is an end of file here
 
     def send(self, job: Job | None) -> None:
@@ -110,7 +112,6 @@ def _death(exitcode: int | None) -> str:
 
 def _serve(runner: Callable[[Job], Result], connection: Connection) -> None:
     """A worker's life: receive a job, send its result, until the parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides and terminates us
     with _one_torch_thread():
         while True:
             try:
