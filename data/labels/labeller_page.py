@@ -31,7 +31,12 @@ _MAX_BODY = 200
 _NUMBER = re.compile("[0-9]{1,9}")
 
 
-def serve_labeller(store: Store, journal: str | Path, port: int = 0, announce: Callable[[str], None] = print) -> None:
+def say_address(address: str) -> None:
+    """Where to look, on the terminal."""
+    print(f"label episodes in a browser on this machine at {address}  (q there, or Ctrl-C here, saves and quits)", flush=True)
+
+
+def serve_labeller(store: Store, journal: str | Path, port: int = 0, announce: Callable[[str], None] = say_address) -> None:
     """Serve the page until it is quit, or Ctrl-C; `announce` gets its address once it can be opened. port: 0 takes a free one.
 
     InputError when the port is taken, there is no camera, and as `Journal`.
@@ -205,10 +210,10 @@ header { display:flex; gap:8px 20px; align-items:baseline; flex-wrap:wrap; color
 h1 { font-size:26px; line-height:1.25; margin:0; overflow-wrap:anywhere }
 #label { font-size:20px; font-weight:650; color:var(--edge); margin-left:auto }
 #views { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr)); gap:14px }
-#views.wide { grid-template-columns:1fr }
+#views { --tall:calc(100vh - 290px) } #views.wide { grid-template-columns:1fr; --tall:calc((100vh - 330px) / 2) }
 figure { margin:0; min-width:0 } figcaption { color:var(--soft); font-size:14px; margin-top:2px }
-canvas { display:block; width:100%; max-height:56vh; object-fit:contain; background:var(--card); border:3px solid var(--edge);
-  border-radius:8px; image-rendering:auto }
+canvas { display:block; width:min(100%, max(var(--tall), 120px) * var(--aspect, 1)); background:var(--card);
+  border:3px solid var(--edge); border-radius:8px }
 .track { height:8px; border-radius:4px; background:var(--line); overflow:hidden }
 .track i { display:block; height:100%; width:0; background:var(--bar) }
 nav { display:flex; flex-wrap:wrap; gap:8px }
@@ -265,7 +270,8 @@ function show(n) {
 function draw(canvas, image, frame, height) {
   if (canvas.width !== image.naturalWidth || canvas.height !== height) {
     canvas.width = image.naturalWidth; canvas.height = height
-    byId("views").classList.toggle("wide", image.naturalWidth > 2.2 * height)
+    byId("views").classList.toggle("wide", image.naturalWidth > 1.8 * height)
+    byId("views").style.setProperty("--aspect", image.naturalWidth / height)
   }
   canvas.getContext("2d").drawImage(image, 0, frame * height, image.naturalWidth, height, 0, 0, image.naturalWidth, height)
 }

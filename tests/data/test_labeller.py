@@ -176,6 +176,18 @@ def test_keys_of_the_terminal(store: Store) -> None:
     assert [(line["episode"], line["label"]) for line in lines] == [(3, "failure"), (4, "success"), (4, "unlabelled")]
 
 
+def test_an_interrupt_is_a_quit(store: Store) -> None:
+    with in_terminal(store) as terminal:
+        terminal.wait("episode 2 (3 of 12)")
+        terminal.press("s")
+        terminal.wait("episode 2: success")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait("\x1b[?1049l")
+        assert terminal.process.wait(timeout=20) == 0
+        assert termios.tcgetattr(terminal.terminal) == terminal.before
+    assert read_journal(journal_path(store), store)[2] == 1
+
+
 def test_a_pipe_is_no_terminal(store: Store) -> None:
     code = "import sys; from data import Store; from data.labels.labeller_terminal import label_in_terminal as label;"
     run = subprocess.run(
