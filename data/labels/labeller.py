@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -134,8 +135,10 @@ def cameras(store: Store) -> list[str]:
     return sorted(keys, key=lambda key: (key != "image_primary", key))
 
 
-def clip(store: Store, episode: int, height: int, width: int | None = None, multiple: int = 1) -> np.ndarray:
-    """uint8 [N,h,w,3]: at most FRAMES frames of an episode, its first and last among them, all cameras side by side.
+def clip(
+    store: Store, episode: int, keys: Sequence[str], height: int, width: int | None = None, multiple: int = 1
+) -> np.ndarray:
+    """uint8 [N,h,w,3]: at most FRAMES frames of an episode, its first and last among them, the cameras `keys` side by side.
 
     height and width: that they are made to fit, keeping their shape. multiple: h and w are rounded up to multiples of it.
     """
@@ -143,7 +146,6 @@ def clip(store: Store, episode: int, height: int, width: int | None = None, mult
 
     rows = episode_rows(store, episode)
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(FRAMES, len(rows))).round().astype(int))]
-    keys = cameras(store)
     aspects = [store.shape(key)[1] / store.shape(key)[0] for key in keys]
     if width is not None:
         height = min(height, int(width / sum(aspects)))

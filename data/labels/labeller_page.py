@@ -192,8 +192,9 @@ def _facts(store: Store) -> dict[str, Any]:
 
 def _strip(store: Store, episode: int) -> bytes:
     """The frames of an episode below each other, as one JPEG; multiples of its blocks keep a frame out of its neighbours."""
-    tallest = max(store.shape(key)[0] for key in cameras(store))
-    return encode_jpeg(np.concatenate(clip(store, episode, min(tallest, HEIGHT), multiple=16)))
+    keys = cameras(store)
+    tallest = max(store.shape(key)[0] for key in keys)
+    return encode_jpeg(np.concatenate(clip(store, episode, keys, min(tallest, HEIGHT), multiple=16)))
 
 
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Label episodes</title>

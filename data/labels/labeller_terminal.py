@@ -24,7 +24,7 @@ from data.store.store import Store
 FRAME_SECONDS = 1 / 12
 END_SECONDS = 1.0
 """How long the last frame stands: it is the one that a label is about."""
-_HELP = "s success  f failure  u unlabelled  space next  b back  n next unlabelled  q save and quit"
+_HELP = "s success  f failure  u unlabelled  space next  b back  n next unlabelled  c cameras  q save and quit"
 _KEYS = {
     b"\x1b[C": "next",
     b"\x1bOC": "next",
@@ -33,6 +33,7 @@ _KEYS = {
     b" ": "next",
     b"b": "back",
     b"n": "unlabelled",
+    b"c": "cameras",
 }
 _KEYS |= {b"s": "s", b"f": "f", b"u": "u", b"q": "quit"}
 _LABEL_KEYS = {"s": 1, "f": 0, "u": -1}
@@ -57,6 +58,8 @@ class _Player:
     def __init__(self, store: Store, journal: Journal) -> None:
         self.store, self.journal, self.count = store, journal, whole_episodes(store)
         self.episode, self.said, self.pending = journal.first(), "", b""
+        keys = cameras(store)
+        self.views, self.view = [keys, *([key] for key in keys if len(keys) > 1)], 0
         self.clips, self.drawn = lru_cache(maxsize=4)(self._clip), lru_cache(maxsize=FRAMES)(self._draw)
 
     def play(self) -> None:
@@ -65,16 +68,19 @@ class _Player:
             self._play(ahead)
 
     def _play(self, ahead: ThreadPoolExecutor) -> None:
-        shown, began = (-1, os.terminal_size((0, 0))), 0.0
+        shown, began, last = (-1, 0, os.terminal_size((0, 0))), 0.0, ""
         while True:
             size = shutil.get_terminal_size()
-            frames = len(self.clips(self.episode, *size))
-            if shown != (self.episode, size):
-                shown, began = (self.episode, size), time.monotonic()
+            frames = len(self.clips(self.episode, self.view, *size))
+            if shown != (self.episode, self.view, size):
+                shown, began = (self.episode, self.view, size), time.monotonic()
                 _write("\x1b[2J")
-                ahead.submit(self.clips, min(self.episode + 1, self.count - 1), *size)
+                ahead.submit(self.clips, min(self.episode + 1, self.count - 1), self.view, *size)
             position = _position(time.monotonic() - began, frames)
-            _write("\x1b[H" + self.drawn(self.episode, position, *size) + self._status(size[0], position, frames))
+            text = "\x1b[H" + self.drawn(self.episode, self.view, position, *size) + self._status(size[0], position, frames)
+            if text != last:
+                _write(text)
+            last = text
             for key in self._keys(FRAME_SECONDS):
                 if key == "quit":
                     return
@@ -88,6 +94,8 @@ class _Player:
             if self.episode == following:
                 self.said += "; it was the last one"
             self.episode = following
+        elif key == "cameras":
+            self.view = (self.view + 1) % len(self.views)
         elif key == "unlabelled":
             later = np.flatnonzero(self.journal.labels[self.episode + 1 : self.count] < 0)
             self.said = "" if len(later) else "none of those that follow is unlabelled"
@@ -111,20 +119,21 @@ class _Player:
                 yield _KEYS[found]
         self.pending = data
 
-    def _clip(self, episode: int, columns: int, lines: int) -> np.ndarray:
+    def _clip(self, episode: int, view: int, columns: int, lines: int) -> np.ndarray:
         """Its frames, of the terminal's size: uint8 [N,h,w,3], h even."""
-        frames = clip(self.store, episode, max(2 * (lines - 5), 2), columns)
+        frames = clip(self.store, episode, self.views[view], max(2 * (lines - 5), 2), columns)
         return frames if frames.shape[1] % 2 == 0 else np.concatenate([frames, frames[:, -1:]], axis=1)
 
-    def _draw(self, episode: int, position: int, columns: int, lines: int) -> str:
-        return _half_blocks(self.clips(episode, columns, lines)[position])
+    def _draw(self, episode: int, view: int, position: int, columns: int, lines: int) -> str:
+        return _half_blocks(self.clips(episode, view, columns, lines)[position])
 
     def _status(self, columns: int, position: int, frames: int) -> str:
         label, labels = int(self.journal.labels[self.episode]), self.journal.labels[: self.count]
         done, bar = int((labels >= 0).sum()), max(min(columns - 44, 40), 5)
+        names = " ".join(key.removeprefix("image_") for key in self.views[self.view])
         filled = bar * done // self.count
         lines = [
-            ("", f"episode {self.episode} ({self.episode + 1} of {self.count})  frame {position + 1}/{frames}"),
+            ("", f"episode {self.episode} ({self.episode + 1} of {self.count})  frame {position + 1}/{frames}  {names}"),
             ("", printable(instruction(self.store, self.episode))),
             (_COLOURS[label], f"{NAMES[label]}{'  by hand' if self.journal.touched[self.episode] else ''}"),
             ("", f"{'█' * filled}{'░' * (bar - filled)} {done} of {self.count} labelled  {self.said}"),

@@ -29,6 +29,8 @@ from data.labels.labeller import Journal, clip, journal_path, read_journal
 from data.labels.labeller_page import serve_labeller
 from data.labels.relabel import relabel
 
+CAMERAS = ["image_primary", "image_wrist"]
+
 
 @pytest.fixture
 def store(tmp_path: Path, written: Path) -> Store:
@@ -144,7 +146,7 @@ def test_a_killed_terminal_has_lost_no_key(store: Store) -> None:
     with in_terminal(store) as terminal:
         terminal.wait("\x1b[H")
         terminal.wait("▀")
-        first = clip(store, 2, 2 * (30 - 5), 80)[0]
+        first = clip(store, 2, CAMERAS, 2 * (30 - 5), 80)[0]
         drawn = re.match("\x1b\\[H\x1b\\[38;2;([0-9;]+);48;2;([0-9;]+)m▀", terminal.seen)
         assert drawn is not None
         assert [group.split(";") for group in drawn.groups()] == first[:2, 0].astype(str).tolist()
@@ -168,6 +170,9 @@ def test_keys_of_the_terminal(store: Store) -> None:
         terminal.wait("episode 5 (6 of 12)")
         terminal.press("n")
         terminal.wait("episode 8 (9 of 12)")
+        terminal.wait("primary wrist")
+        terminal.press("cc")
+        terminal.wait("  wrist")
         terminal.press("q")
         terminal.wait("\x1b[?1049l")
         assert terminal.process.wait(timeout=20) == 0
@@ -276,7 +281,7 @@ def test_the_page_shows_the_frames_of_the_store(store: Store) -> None:
         for episode in (0, 11):
             status, body = page.get(f"/clip/{episode}")
             strip = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR_RGB)
-            frames = clip(store, episode, 12, multiple=16)
+            frames = clip(store, episode, CAMERAS, 12, multiple=16)
             assert status == 200
             assert len(frames) == state["frames"][episode]
             # Noise, which JPEG keeps only in the mean.
