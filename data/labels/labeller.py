@@ -93,7 +93,8 @@ class Journal:
 
     def first(self) -> int:
         """The episode to begin with: the first that neither a hand nor the store has labelled, else the first untouched."""
-        for wanted in (~self.touched & (self.labels < 0), ~self.touched):
+        untouched = ~self.touched[: whole_episodes(self.store)]
+        for wanted in (untouched & (self.labels[: len(untouched)] < 0), untouched):
             if wanted.any():
                 return int(np.argmax(wanted))
         return 0

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from data import Episode, InputError, LanguageEncoder, RldsWriter, Store, convert, open_dataset
+from data import Episode, InputError, LanguageEncoder, ReplayWriter, RldsWriter, Store, convert, open_dataset
 from data.labels.labeller import Journal, clip, journal_path, read_journal
 from data.labels.labeller_page import serve_labeller
 from data.labels.relabel import relabel
@@ -97,6 +97,33 @@ def test_journals_that_do_not_fit_are_refused_in_a_line(
     path.write_text(path.read_text() + '{"episode": 1}\n')
     with pytest.raises(InputError, match="line 2 is no label"):
         read_journal(path, store)
+
+
+def test_a_store_that_grows_keeps_its_journal(tmp_path: Path, episodes: list[Episode], action: dict) -> None:
+    first, second = episodes[1], episodes[3]
+    path = tmp_path / "online"
+
+    def at(episode: Episode, step: int) -> dict[str, np.ndarray]:
+        return {key: values[step] for key, values in episode.observations.items()}
+
+    language = LanguageEncoder("dataset")
+    for episode in (first, second):
+        assert episode.instruction_embedding is not None
+        language.remember(episode.instruction, episode.instruction_embedding)
+    with ReplayWriter(path, action, language=language) as writer:
+        for episode, steps in ((first, len(first)), (second, len(second) - 1)):
+            writer.begin(at(episode, 0), episode.instruction)
+            for step in range(steps):
+                last = step == len(first) - 1 and episode is first
+                writer.step(episode.actions[step], at(episode, step + 1), terminated=last)
+        store = Store.open(path)
+        assert store.running
+        with Journal(journal_path(store), store) as journal:
+            journal.write(journal.first(), 1)
+        with served(store) as page:
+            assert page.post("/label", '{"episode": 1, "label": "success"}')[0] == 400, "it has not ended"
+        writer.step(second.actions[-1], at(second, len(second)), terminated=True, success=False)
+    assert read_journal(journal_path(store), Store.open(path)).tolist() == [1, 0]
 
 
 class Terminal:
