@@ -12,6 +12,8 @@ import numpy as np
 
 from robot_rl.evaluation.statistics import CONFIDENCE, Interval, wilson_interval
 
+BINS = 5
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -87,20 +89,31 @@ class Bin:
     interval: Interval
 
 
-def reliability(probabilities: np.ndarray, truth: np.ndarray, bins: int = 5) -> list[Bin]:
-    """Bins of as nearly equal numbers of episodes as can be; fewer than `bins` where there are few episodes."""
-    order = np.argsort(probabilities, kind="stable")
+def reliability(probabilities: np.ndarray, truth: np.ndarray) -> list[Bin]:
+    """Bins of as nearly equal numbers of episodes as can be."""
     result = []
-    for part in np.array_split(order, min(bins, len(order))):
+    for part in _bins(probabilities):
         successes = int(truth[part].sum())
         interval = wilson_interval(successes, len(part))
         result.append(Bin(len(part), float(probabilities[part].mean()), successes / len(part), interval))
     return result
 
 
+def _bins(probabilities: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(probabilities, kind="stable")
+    return np.array_split(order, min(BINS, len(order)))
+
+
 def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """ECE: the mean over those bins, by their sizes, of |mean probability - success rate|."""
-    return sum(b.count * abs(b.mean - b.rate) for b in reliability(probabilities, truth)) / len(truth)
+    parts = _bins(probabilities)
+    return sum(abs(float(probabilities[part].sum() - truth[part].sum())) for part in parts) / len(truth)
+
+
+def chance_error(probabilities: np.ndarray, seed: int, draws: int = 1000) -> float:
+    """The calibration error that so few episodes would show on average if the probabilities were exactly right."""
+    truths = np.random.default_rng(seed).random((draws, len(probabilities))) < probabilities
+    return float(np.mean([calibration_error(probabilities, truth) for truth in truths]))
 
 
 def proportion(successes: int, trials: int) -> dict[str, object]:
@@ -116,7 +129,8 @@ def measure(
     """Everything a report says of held-out episodes, JSON-ready.
 
     accuracy, precision, recall, majority (always calling the commoner outcome): {value, interval, of}. auroc: {value, interval}. ece,
-    ece_uncalibrated. bins: as `reliability`. abstaining: for some certainties c, the accuracy over those with p >= c or p <= 1 - c.
+    ece_uncalibrated, ece_chance (as `chance_error`). bins: as `reliability`. abstaining: for some certainties c, the accuracy over
+    those with p >= c or p <= 1 - c.
     """
     called = probabilities >= threshold
     right = called == truth
@@ -136,6 +150,7 @@ def measure(
         "recall": proportion(int((called & truth).sum()), int(truth.sum())),
         "auroc": {"value": auroc(probabilities, truth), "interval": list(bootstrap(auroc, probabilities, truth, seed))},
         "ece": calibration_error(probabilities, truth),
+        "ece_chance": chance_error(probabilities, seed),
         "ece_uncalibrated": calibration_error(uncalibrated, truth),
         "bins": [
             {"count": b.count, "mean": b.mean, "rate": b.rate, "interval": list(b.interval)}

@@ -43,7 +43,8 @@ class Projection:
         _, singular, axes = np.linalg.svd((x - mean) / scale, full_matrices=False)
         count = max(min(components, int((singular > 1e-4 * max(singular[0], 1e-6)).sum())), 1)
         matrix = axes[:count].T / np.maximum(singular[:count] / np.sqrt(len(x)), 1e-6)
-        return cls(mean.astype(np.float32), scale.astype(np.float32), matrix.astype(np.float32))
+        # Contiguous, as it is when loaded: the product is the same to the bit then.
+        return cls(mean.astype(np.float32), scale.astype(np.float32), np.ascontiguousarray(matrix, np.float32))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return np.asarray(((x - self.mean) / self.scale) @ self.matrix, np.float32)
@@ -88,13 +89,7 @@ class SuccessClassifier:
                 f"the classifier was trained on {self.fits['features']}; train it again"
             )
         looks = look(store, features, self.config, self.fits, store.episode_ends - 1, np.arange(store.length), progress)
-        return self.scaling(self.logits(looks))
-
-    def logits(self, looks: Looks) -> np.ndarray:
-        """The mean over the heads, uncalibrated: float64 [N]."""
-        x = torch.from_numpy(project(looks, self.projections))
-        with torch.inference_mode():
-            return np.asarray(torch.stack([head(x)[:, 0] for head in self.heads]).double().mean(0).numpy())
+        return self.scaling(mean_logits(looks, self.projections, self.heads))
 
     def label(self, probabilities: np.ndarray, certainty: float | None = None) -> np.ndarray:
         """success int8 [E]. certainty: leave unlabelled (-1) what is less certain than that; None labels everything."""
@@ -207,4 +202,11 @@ def look(
 def project(looks: Looks, projections: dict[str, Projection]) -> np.ndarray:
     """[N, inputs of a head]."""
     parts: dict[str, Any] = {"images": looks.images, "proprio": looks.proprio, "language": looks.language}
-    return np.concatenate([projections[name](parts[name]) for name in projections], axis=1)
+    return np.concatenate([projections[name](parts[name]) for name in sorted(projections)], axis=1)
+
+
+def mean_logits(looks: Looks, projections: dict[str, Projection], heads: nn.ModuleList) -> np.ndarray:
+    """The mean over the heads, uncalibrated: float64 [N]."""
+    x = torch.from_numpy(project(looks, projections))
+    with torch.inference_mode():
+        return np.asarray(torch.stack([head(x)[:, 0] for head in heads]).double().mean(0).numpy())

@@ -24,7 +24,7 @@ class ClassifierConfig:
     steps: int = 400  # of training each head
     learning_rate: float = 1e-3
     early: float = 0.4  # share of the failures that are drawn from the middle of episodes
-    seed: int = 0  # of the split into training, calibration and test episodes, and of the heads
+    seed: int = 0  # of the split into training and test episodes, and of the heads
 
     def __post_init__(self) -> None:
         check_settings(self, image_size=(32, 1024), last=POSITIVE, components=POSITIVE, hidden=POSITIVE, members=POSITIVE)

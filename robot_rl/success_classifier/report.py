@@ -20,13 +20,13 @@ def classifier_tables(report: dict[str, Any]) -> Group:
     from rich.console import Group
     from rich.table import Table
 
-    test, split = report["test"], report["split"]
-    title = f"held-out: {test['episodes']} episodes ({split['training']} trained on, {split['calibration']} calibrated on)"
+    test = report["test"]
+    title = f"held-out: {test['episodes']} episodes ({report['training']} trained on)"
     facts = Table("measure", "value", "95% interval", title=title)
     for name in _SHARES:
         facts.add_row(_WORDS.get(name, name), *_cells(test[name]))
     facts.add_row("AUROC", *_cells(test["auroc"]))
-    facts.add_row("calibration error (ECE)", f"{test['ece']:.3f}", f"{test['ece_uncalibrated']:.3f} before calibration")
+    facts.add_row("calibration error (ECE)", f"{test['ece']:.3f}", _error_note(test))
     facts.add_row("threshold", f"{report['threshold']:.2f}", "")
     bins = Table("probability said", "episodes", "succeeded", "95% interval", title="reliability")
     for row in test["bins"]:
@@ -39,7 +39,7 @@ def classifier_tables(report: dict[str, Any]) -> Group:
 
 def classifier_page(report: dict[str, Any]) -> str:
     """The same as a whole HTML document."""
-    test, split = report["test"], report["split"]
+    test = report["test"]
     shares = "".join(_row(_WORDS.get(name, name), test[name]) for name in _SHARES)
     diagonal = Series("calibrated", [0.0, 1.0], [0.0, 1.0], "var(--zero)", dashed=True)
     bins = test["bins"]
@@ -53,12 +53,12 @@ def classifier_page(report: dict[str, Any]) -> str:
         for row in test["abstaining"]
     )
     body = (
-        f"<h1>Success classifier</h1><p class=lead>Trained on {split['training']} episodes of {escape(report['store'])}, "
-        f"calibrated on {split['calibration']} others, measured here on {test['episodes']} that it never saw, "
+        f"<h1>Success classifier</h1><p class=lead>Trained on {report['training']} episodes of {escape(report['store'])}, "
+        f"measured here on {test['episodes']} others that it never saw, "
         f"{test['successes']} of them successes.</p>"
         f"<table><thead><tr><th>measure</th><th>value</th><th></th></tr></thead>{shares}{_row('AUROC', test['auroc'])}</table>"
         f"<p class=note>From a probability of {report['threshold']:.2f} on an episode is called a success. Calibration error (ECE) "
-        f"{test['ece']:.3f}; {test['ece_uncalibrated']:.3f} before calibration.</p><h2>Reliability</h2>"
+        f"{test['ece']:.3f}; {_error_note(test)}.</p><h2>Reliability</h2>"
         f"{line_chart('Episodes that succeeded', [diagonal, *bounds, measured], 'probability said')}"
         "<h2>Leaving out what is uncertain</h2><table><thead><tr><th>--certainty</th><th>labelled</th>"
         f"<th>accuracy of these</th><th></th></tr></thead>{sure}</table>"
@@ -71,6 +71,10 @@ def _cells(share: dict[str, Any]) -> tuple[str, str]:
         return "-", ""
     low, high = share["interval"]
     return f"{share['value']:.3f}", f"{low:.3f} to {high:.3f}"
+
+
+def _error_note(test: dict[str, Any]) -> str:
+    return f"{test['ece_chance']:.3f} expected of perfect ones, {test['ece_uncalibrated']:.3f} before calibration"
 
 
 def _value(share: dict[str, Any]) -> str:

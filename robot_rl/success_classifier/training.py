@@ -1,11 +1,14 @@
 """Training of the success classifier, on the labelled episodes of a store, and what it is worth on those it never saw.
 
-Episodes are split into training (60%), calibration (20%) and test (20%), successes and failures alike. Heads learn from the ends of
-training episodes, labelled, and from their middles, where nothing has succeeded yet; scaling and threshold come from the calibration
-part; the report from the test part.
+A fifth of the episodes, of successes and of failures, is kept for the report and never trained on. Heads learn from the ends of the
+others, labelled, and from their middles, where nothing has succeeded yet. Scaling and threshold come from the same others, but
+cross-fitted: what heads that were trained on four fifths of them say of the last fifth. A calibration part of its own would leave
+fewer episodes to either, and some fifty are too few to calibrate on.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from robot_rl.success_classifier.classifier import (
     SuccessClassifier,
     look,
     make_head,
+    mean_logits,
     project,
     requirements,
 )
@@ -29,7 +33,7 @@ from robot_rl.success_classifier.config import ClassifierConfig
 from robot_rl.success_classifier.features import FrozenFeatures
 
 LEAST = 10
-"""Successes, and failures, that are needed: two of each to calibrate and to test on."""
+"""Successes, and failures, that are needed: two of each to test on, eight to train and to calibrate on."""
 _MIDDLES = (0.4, 0.6)
 _BATCH = 64
 _WEIGHT_DECAY = 1e-2
@@ -53,50 +57,73 @@ def train_classifier(
         )
     features = FrozenFeatures(config.features, config.image_size)
     fits = requirements(store, config, features.fingerprint)
-    training, calibration, test = split(truth, config.seed)
+    training, test = split(truth, config.seed)
 
     ends = look(store, features, config, fits, store.episode_ends[episodes] - 1, episodes, progress)
-    projections = _fit_projections(_at(ends, training), config)
-    x, y, weight = [project(_at(ends, training), projections)], [truth[training]], [_balanced(truth[training], config.early)]
-    if config.early:
-        first = np.concatenate([[0], store.episode_ends[:-1]])[episodes[training]]
-        steps = store.episode_ends[episodes[training]] - 1 - first
-        moments = np.concatenate([first + np.round(share * steps).astype(int) for share in _MIDDLES])
-        middles = look(store, features, config, fits, moments, np.tile(episodes[training], len(_MIDDLES)), progress)
-        x.append(project(middles, projections))
-        y.append(np.zeros(len(moments), bool))
-        weight.append(np.full(len(moments), config.early / 2 / len(moments)))
+    middles = _look_at_middles(store, features, config, fits, episodes, progress) if config.early else []
+    crossed = np.empty(len(training))
+    for fold in _folds(truth[training], config.seed):
+        rest = np.delete(training, fold)
+        crossed[fold] = mean_logits(_at(ends, training[fold]), *_fit(ends, middles, truth, rest, config))
+    projections, heads = _fit(ends, middles, truth, training, config)
+    scaling = fit_scaling(crossed, truth[training])
+    threshold = best_threshold(scaling(crossed), truth[training])
+
+    logits = mean_logits(_at(ends, test), projections, heads)
+    report = {
+        "store": store.name,
+        "training": len(training),
+        "threshold": threshold,
+        "temperature": scaling.temperature,
+        "test": measure(scaling(logits), Scaling()(logits), truth[test], threshold, config.seed),
+    }
+    instructions = sorted({store.instructions[i] for i in store.gather("instruction_index", store.episode_ends[episodes] - 1)})
+    return SuccessClassifier(config, fits, projections, heads, scaling, threshold, instructions, report)
+
+
+def split(truth: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training and of the test episodes, a fifth, each with its share of successes and of failures."""
+    parts = _folds(truth, seed)
+    return np.sort(np.concatenate(parts[1:])), parts[0]
+
+
+def _folds(truth: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Positions in five parts, each with its share of successes and of failures."""
+    generator = np.random.default_rng(seed)
+    dealt = np.empty(len(truth), int)
+    for outcome in (True, False):
+        positions = generator.permutation(np.flatnonzero(truth == outcome))
+        dealt[positions] = np.arange(len(positions)) % 5
+    return [np.flatnonzero(dealt == part) for part in range(5)]
+
+
+def _look_at_middles(
+    store: Store,
+    features: FrozenFeatures,
+    config: ClassifierConfig,
+    fits: dict[str, Any],
+    episodes: np.ndarray,
+    progress: FeatureProgress | None,
+) -> list[Looks]:
+    first = np.concatenate([[0], store.episode_ends[:-1]])[episodes]
+    steps = store.episode_ends[episodes] - 1 - first
+    moments = [first + np.round(share * steps).astype(int) for share in _MIDDLES]
+    return [look(store, features, config, fits, rows, episodes, progress) for rows in moments]
+
+
+def _fit(
+    ends: Looks, middles: list[Looks], truth: np.ndarray, chosen: np.ndarray, config: ClassifierConfig
+) -> tuple[dict[str, Projection], nn.ModuleList]:
+    """Projections and heads from the chosen episodes: their ends, as labelled, and their middles, as failures."""
+    projections = _fit_projections(_at(ends, chosen), config)
+    x = [project(_at(looks, chosen), projections) for looks in (ends, *middles)]
+    y = [truth[chosen], *(np.zeros(len(chosen), bool) for _ in middles)]
+    early = [np.full(len(chosen), config.early / 2 / len(middles) / len(chosen)) for _ in middles]
+    weight = [_balanced(truth[chosen], config.early), *early]
     inputs, targets, weights = (torch.from_numpy(np.concatenate(parts).astype(np.float32)) for parts in (x, y, weight))
     seeds = [config.seed * 1000 + member for member in range(config.members)]
     heads = nn.ModuleList([_train_head(inputs, targets, weights, config, seed) for seed in seeds])
-
-    instructions = sorted({store.instructions[i] for i in store.gather("instruction_index", store.episode_ends[episodes] - 1)})
-    made = SuccessClassifier(config, fits, projections, heads.eval(), Scaling(), 0.5, instructions, {})
-    logits = made.logits(ends)
-    made.scaling = fit_scaling(logits[calibration], truth[calibration])
-    probabilities = made.scaling(logits)
-    made.threshold = best_threshold(probabilities[calibration], truth[calibration])
-    made.report = {
-        "store": store.name,
-        "split": {"training": len(training), "calibration": len(calibration), "test": len(test)},
-        "threshold": made.threshold,
-        "temperature": made.scaling.temperature,
-        "test": measure(probabilities[test], Scaling()(logits[test]), truth[test], made.threshold, config.seed),
-    }
-    return made
-
-
-def split(truth: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions of the training, calibration and test episodes, each with its share of successes and of failures."""
-    generator = np.random.default_rng(seed)
-    parts: list[list[np.ndarray]] = [[], [], []]
-    for outcome in (True, False):
-        order = generator.permutation(np.flatnonzero(truth == outcome))
-        fifth = len(order) // 5
-        for part, chosen in zip(parts, (order[2 * fifth :], order[:fifth], order[fifth : 2 * fifth]), strict=True):
-            part.append(chosen)
-    training, calibration, test = (np.sort(np.concatenate(part)) for part in parts)
-    return training, calibration, test
+    return projections, heads.eval()
 
 
 def _fit_projections(looks: Looks, config: ClassifierConfig) -> dict[str, Projection]:

@@ -150,3 +150,49 @@ def test_mistakes_are_one_line(dataset, tmp_path, capsys):
     (tmp_path / "odd").mkdir()
     shutil.copy(ROOT / "README.md", tmp_path / "odd/README.md")
     assert "not a dataset of a known format" in fails(capsys, "data", "inspect", tmp_path / "odd")
+
+
+def test_label_by_rule_keeps_labels_unless_told_to_replace_them(dataset, tmp_path, capsys):
+    convert(dataset, tmp_path / "store")
+    store, rule = Store.open(tmp_path / "store"), ["--using", "rule", "--rule", "proprio[0] > 0"]
+    label = ["data", "label", str(tmp_path / "store"), *rule]
+    assert main(label) == 0
+    assert "nothing changes" in capsys.readouterr().out
+    assert main([*label, "--replace", "--dry-run"]) == 0
+    np.testing.assert_array_equal(Store.open(tmp_path / "store").success, store.success)
+    assert main([*label, "--replace"]) == 0
+    assert "agrees with" in " ".join(capsys.readouterr().out.split())
+    ends = store.episode_ends
+    labelled = Store.open(tmp_path / "store")
+    np.testing.assert_array_equal(labelled.success, store.gather("proprio", ends - 1)[:, 0] > 0)
+    # A success ends in rewards of 0, a failure in -1: the last transition's row is the one before the final observation.
+    np.testing.assert_array_equal(labelled.gather("reward", ends - 2), labelled.success.astype(np.float32) - 1)
+
+
+def test_label_hindsight_from_the_command_line(dataset, tmp_path):
+    convert(dataset, tmp_path / "store")
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps({"go left": "proprio[0] < 0", "go right": "proprio[0] > 0"}))
+    before = Store.open(tmp_path / "store").success
+    assert main(["data", "label", str(tmp_path / "store"), "--using", "data", "--hindsight", str(rules)]) == 0
+    store = Store.open(tmp_path / "store")
+    np.testing.assert_array_equal(store.success, before)
+    np.testing.assert_array_equal(store.achieved >= 0, before == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--using", "rule"], "--rule 'state[2] > 0.1' or --rules FILE"),
+        (["--using", "rule", "--rule", "height > 1"], "no 'height'; there are"),
+        (["--using", "rule", "--rule", "True", "--browser"], "--browser says nothing with --using rule"),
+        (["--using", "classifier"], "--classifier FOLDER"),
+        (["--using", "data"], "--hindsight FILE"),
+        (["--using", "journal"], "labels by hand"),
+        (["--using", "classifier", "--classifier", "x", "--certainty", "0.2"], "between 0.5 and 1"),
+    ],
+)
+def test_mistakes_in_labelling_are_one_line(dataset, tmp_path, capsys, options, part):
+    if not (tmp_path / "store").exists():
+        convert(dataset, tmp_path / "store")
+    assert part in fails(capsys, "data", "label", tmp_path / "store", *options)
