@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
@@ -67,11 +68,24 @@ def install(temporary: Path, out: Path, overwrite: bool, is_own: IsOwn, kind: st
     """Rename a finished folder to `out`, which a reader sees whole at any time, the old one or the new one."""
     # Again: it may have been written by another process meanwhile.
     out = check_place(out, overwrite, is_own, kind)
+    if out.is_dir() and _exchange(temporary, out):
+        shutil.rmtree(temporary, ignore_errors=True)
+        return
     old = out.parent / f"{_prefix(out)}{os.getpid()}.old"
     if out.exists():
         out.rename(old)
     temporary.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in a single step, where the system can (Linux): there is no moment at which neither is there."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _prefix(out: Path) -> str:

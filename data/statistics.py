@@ -61,18 +61,40 @@ def _quantile(blocks: Blocks, histogram: np.ndarray, low: np.ndarray, high: np.n
     ranks = (int(np.floor(position)), int(np.ceil(position)))
     ends = histogram.cumsum(1)
     wanted = [(ends > rank).argmax(1) for rank in ranks]
-    found = [(np.empty(0), np.empty(0, np.int64)) for _ in low]
+    found = [_Counts() for _ in low]
     for block in blocks():
         bins = _bin(block, low, high)
-        for column, (values, counts) in enumerate(found):
-            inside = block[(bins[:, column] == wanted[0][column]) | (bins[:, column] == wanted[1][column]), column]
-            distinct, where = np.unique(np.concatenate([values, inside]), return_inverse=True)
-            weights = np.concatenate([counts, np.ones(len(inside), np.int64)])
-            found[column] = distinct, np.bincount(where, weights, len(distinct)).astype(np.int64)
+        for column, counted in enumerate(found):
+            counted.add(block[(bins[:, column] == wanted[0][column]) | (bins[:, column] == wanted[1][column]), column])
     result = []
-    for column, (values, counts) in enumerate(found):
+    for column, counted in enumerate(found):
+        values, counts = counted.merged()
         # Ranks within the bins: those before the first bin are not there, and what lies between the two bins is empty.
         before = ends[column, wanted[0][column]] - histogram[column, wanted[0][column]]
         lower, upper = (values[np.searchsorted(counts.cumsum(), rank - before, side="right")] for rank in ranks)
         result.append(float(lower + (upper - lower) * (position - ranks[0])))
     return result
+
+
+class _Counts:
+    """How often each distinct value came; merged when as many are pending as are known, so that the work stays in proportion."""
+
+    def __init__(self) -> None:
+        self._values, self._counts = np.empty(0), np.empty(0, np.int64)
+        self._pending: list[np.ndarray] = []
+        self._size = 0
+
+    def add(self, values: np.ndarray) -> None:
+        self._pending.append(values)
+        self._size += len(values)
+        if self._size > max(BLOCK, len(self._values)):
+            self.merged()
+
+    def merged(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct values in order, and their counts."""
+        new = np.concatenate([np.empty(0), *self._pending])
+        values, where = np.unique(np.concatenate([self._values, new]), return_inverse=True)
+        weights = np.concatenate([self._counts, np.ones(len(new), np.int64)])
+        self._values, self._counts = values, np.bincount(where, weights, len(values)).astype(np.int64)
+        self._pending, self._size = [], 0
+        return self._values, self._counts

@@ -51,7 +51,12 @@ class DataContract:
         if len(stores) == 1:
             return contract
         table = {text: vector for store in reversed(stores) for text, vector in store.language.table.items()}
-        mixed = {store.name: {"action": store.action, "statistics": store.statistics} for store in stores}
+        names = [store.name for store in stores]
+        if len(set(names)) < len(names):
+            names = [store.path.name for store in stores]  # several stores of one dataset
+        if len(set(names)) < len(names):
+            raise InputError(f"two of the stores are called {names[0]!r}; give their folders different names")
+        mixed = {name: {"action": s.action, "statistics": s.statistics} for name, s in zip(names, stores, strict=True)}
         language = LanguageEncoder(contract.language.model, table)
         return replace(contract, language=language, datasets=tuple(mixed), mixed=mixed)
 

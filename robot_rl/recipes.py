@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def _open_stores(data: Path, mix: str | None) -> list[tuple[Store, float]]:
     found: dict[str, Path] = {}
     for folder in sorted(path for path in data.iterdir() if is_store(path)):
         found |= {folder.name: folder, resolve(folder.name): folder}
-        found.setdefault(Store.open(folder).name, folder)
+        with suppress(InputError):  # a neighbour that cannot be opened matters only if it is wanted
+            found.setdefault(Store.open(folder).name, folder)
     wanted = parse_mix(mix)
     missing = [name for name, _ in wanted if name not in found]
     if missing:

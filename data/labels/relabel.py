@@ -38,7 +38,28 @@ def relabel(
     the disk. note: what is added to the store's list of changes. InputError when the arrays do not fit, the store still runs, or it
     is being written to.
     """
-    store, path = Store.open(path), Path(path)
+    path = Path(path)
+    handle = lock(path) if is_store(path) else -1
+    try:
+        return _relabel(Store.open(path), path, success, reward, achieved, out, note)
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def _relabel(
+    store: Store,
+    path: Path,
+    success: np.ndarray,
+    reward: RewardConfig | None,
+    achieved: np.ndarray | None,
+    out: str | Path | None,
+    note: str,
+) -> Store:
+    if store.reward["kind"] == "given" and reward is None:
+        raise InputError(
+            f"{path}: keeps given rewards, which labels of success would replace; convert it with --reward success first"
+        )
     if store.running:
         raise InputError(f"{path}: its last episode has not ended; close its writer first")
     for what, values in (("success", success), ("achieved", store.achieved if achieved is None else achieved)):
@@ -46,24 +67,20 @@ def relabel(
         if values.shape != (store.length,) or values.min() < -1 or values.max() > highest:
             raise InputError(f"{path}: {what} must be {store.length} numbers from -1 to {highest}, an episode each")
     reward = reward or RewardConfig(**{key: store.reward[key] for key in ("success_steps", "discount") if key in store.reward})
-    handle = lock(path)
-    try:
-        with replacing(Path(out or path), out is None, is_store, "training store") as folder:
-            _link(path, folder)
-            labels = _label(store, success, reward)
-            for key, values in labels.items():
-                write_array(folder / "data" / key, values)
-            write_array(folder / "meta" / "success", success.astype(np.int8))
-            known = store.achieved if achieved is None else achieved
-            if (known >= 0).any():
-                write_array(folder / "meta" / "achieved", known.astype(np.int32))
-            changes = [*store.changes, note]
-            write_group(folder, {**store.attributes, "reward": reward.to_json(), "changes": changes})
-            commit = CommitFile(folder / "meta" / COMMIT)
-            commit.commit(Committed(store.rows, store.length, store.committed.position), sync=True)
-            commit.close()
-    finally:
-        os.close(handle)
+    with replacing(Path(out or path), out is None, is_store, "training store") as folder:
+        _link(path, folder)
+        labels = _label(store, success, reward)
+        for key, values in labels.items():
+            write_array(folder / "data" / key, values)
+        write_array(folder / "meta" / "success", success.astype(np.int8))
+        known = store.achieved if achieved is None else achieved
+        if (known >= 0).any():
+            write_array(folder / "meta" / "achieved", known.astype(np.int32))
+        changes = [*store.changes, note]
+        write_group(folder, {**store.attributes, "reward": reward.to_json(), "changes": changes})
+        commit = CommitFile(folder / "meta" / COMMIT)
+        commit.commit(Committed(store.rows, store.length, store.committed.position), sync=True)
+        commit.close()
     return Store.open(out or path)
 
 

@@ -20,7 +20,7 @@ from data.errors import InputError
 from data.store.mapping import PAGE, map_files
 
 CHUNK_BYTES = 64 * 2**20
-MAX_CHUNK_ROWS = 2**16
+MAX_CHUNK_ROWS = 2**18
 CHECKSUMS = ".crc32c"
 """In an array's folder: uint32 a chunk, the crc32c of the rows in it; zarr ignores it."""
 
@@ -46,7 +46,8 @@ def chunk_rows(row_bytes: int) -> int:
     Frames whose size is an odd number of bytes make larger chunks than that; the files are sparse.
     """
     step = PAGE // math.gcd(max(row_bytes, 1), PAGE)
-    rows = min(CHUNK_BYTES // max(row_bytes, 1), MAX_CHUNK_ROWS)
+    # Rows of a single byte are JPEG files end to end, of which there are many; a process can map 65,530 files.
+    rows = CHUNK_BYTES if row_bytes == 1 else min(CHUNK_BYTES // max(row_bytes, 1), MAX_CHUNK_ROWS)
     return max(rows // step, 1) * step
 
 
@@ -106,7 +107,7 @@ class ArrayWriter:
         while at < end:
             index, within = divmod(at, size)
             part = data[: size - within]
-            _write_all(self._open(index), part, within)
+            write_all(self._open(index), part, within)
             data, at = data[len(part) :], at + len(part)
 
     def _open(self, index: int) -> int:
@@ -132,7 +133,9 @@ class ArrayWriter:
             if number.isdigit() and int(number) > last:
                 path.unlink()  # begun by a writer that was killed
         if 0 < self.rows < self._chunk:
+            # Described before it is cut: a file that is longer than described is no harm, one that is shorter is.
             chunk = self.rows
+            _describe(self.folder, (self.rows, *self.row_shape), chunk, self.dtype)
             os.truncate(chunk_file(self.folder, 0, len(self.row_shape)), self.rows * self._row_bytes)
         with (self.folder / CHECKSUMS).open("ab") as sums:
             for index in range(self._checked, last + 1 if self.rows else 0):
@@ -219,6 +222,10 @@ class MappedArray:
             )
         sums, chunk = np.fromfile(path, np.uint32), self._chunk[0]
         row_bytes = self.dtype.itemsize * math.prod(self._row_shape)
+        if len(sums) < -(-self.rows // chunk):
+            raise InputError(
+                f"{path}: covers {len(sums)} chunks of more; its writer has not finished, or was killed: append and close once"
+            )
         for index, expected in enumerate(sums):
             file = chunk_file(self.folder, index, len(self._row_shape))
             if _checksum(file, min(self.rows - index * chunk, chunk) * row_bytes) != expected:
@@ -268,7 +275,8 @@ def _describe(folder: Path, shape: tuple[int, ...], chunk: int, dtype: np.dtype)
     replace_text(folder / ".zarray", json.dumps(description))
 
 
-def _write_all(file: int, data: memoryview, offset: int) -> None:
+def write_all(file: int, data: memoryview | bytes, offset: int) -> None:
+    """os.pwrite until everything is written."""
     while len(data):
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written

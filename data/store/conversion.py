@@ -95,6 +95,8 @@ def convert(
     finally:
         work.writer.close()
     install(work.folder, out, overwrite, is_store, _KIND)
+    for name in (_STATE, _SKIPPED):
+        (out / name).unlink(missing_ok=True)
     return Conversion(Store.open(out), work.skipped, sorted(work.dropped), resumed)
 
 
@@ -113,11 +115,13 @@ class _Work:
         folder = out.parent / f".{out.name}.partial"
         action, reward = source.action, config.reward.to_json()
         provenance = {"name": source.name, "path": source.location, "split": source.split}
-        identity = json.loads(
-            json.dumps(
-                {"version": VERSION, **asdict(config), "source": provenance, "action": action, "language": language.model}
-            )
-        )
+        meaning = {
+            "source": provenance,
+            "action": action,
+            "rule": repr(getattr(source, "rule", None)),
+            "language": language.model,
+        }
+        identity = json.loads(json.dumps({"version": VERSION, **asdict(config), **meaning}))
         state = _read_state(folder)
         if state is None or state["identity"] != identity:
             if folder.is_dir():
@@ -155,10 +159,10 @@ class _Work:
         try:
             if isinstance(item, InputError):
                 raise item
-            rows = self._rows(item)
             if self.writer.language.model == DATASET_MODEL and item.instruction_embedding is None:
                 raise InputError(f"{item.source}: carries no language_embedding; choose a sentence-transformers language model")
             number = self.writer.instruction(item.instruction, item.instruction_embedding)
+            rows = self._rows(item)
         except InputError as error:
             if not skip_bad:
                 raise
@@ -215,8 +219,6 @@ class _Work:
         if length < source.length:
             changes.append(f"only the first {length} of {source.length} episodes are kept")
         self.writer.finish(changes, len(self.skipped))
-        for name in (_STATE, _SKIPPED):
-            (self.folder / name).unlink(missing_ok=True)
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-PAGE = max(4096, mmap.ALLOCATIONGRANULARITY)
+PAGE = 16384
+"""What chunks are whole multiples of: the largest page of the machines that a store may be carried between."""
 _FIXED, _PROT_NONE, _PROT_READ = 0x10, 0, 1
 _FAILED = ctypes.c_void_p(-1).value
 
@@ -36,8 +37,8 @@ def map_files(files: Sequence[Path], size: int) -> np.ndarray:
 
     size: a multiple of PAGE, unless there is only one file. OSError when a file cannot be mapped.
     """
-    if size % PAGE and len(files) > 1:
-        raise ValueError(f"{size} is not a multiple of the page size {PAGE}")
+    if size % mmap.PAGESIZE and len(files) > 1:
+        raise ValueError(f"{size} is not a multiple of the page size {mmap.PAGESIZE}")
     total = len(files) * size
     if not total:
         return np.empty(0, np.uint8)

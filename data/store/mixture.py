@@ -36,8 +36,6 @@ class MixtureSampler:
         self.samplers, self.probabilities = list(samplers), weights / weights.sum()
         for sampler in self.samplers[1:]:
             _check_fit(self.samplers[0], sampler)
-        sizes = [len(sampler.store.instructions) for sampler in self.samplers]
-        self._offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
         self._scales = [
             _scales(self.samplers[0], sampler, normalization) if normalization and index else {}
             for index, sampler in enumerate(self.samplers)
@@ -81,7 +79,8 @@ class MixtureSampler:
             for when in ("observations", "next_observations"):
                 if when in part:
                     part[when][key] = ours.unnormalize(theirs.normalize(part[when][key]))
-        part["instruction_index"] = part["instruction_index"] + self._offsets[index]
+        before = sum(len(sampler.store.instructions) for sampler in self.samplers[:index])
+        part["instruction_index"] = part["instruction_index"] + np.int32(before)
         part["source"] = np.full(len(part["rows"]), index, np.int32)
 
 
@@ -106,6 +105,8 @@ def _check_fit(first: ChunkSampler, other: ChunkSampler) -> None:
     if a.attributes["language_model"] != b.attributes["language_model"]:
         theirs, ours = b.attributes["language_model"], a.attributes["language_model"]
         raise InputError(f"{where}: instructions embedded by {theirs}, not {ours}; convert with one --language")
+    if a.reward != b.reward and not first.every_start:
+        raise InputError(f"{where}: rewards {b.reward}, not {a.reward}; convert with one --gamma, --success-steps and --reward")
     if set(first.keys) != set(other.keys):
         raise InputError(
             f"{where}: inputs {', '.join(other.keys)}, not {', '.join(first.keys)}; choose common ones with --inputs"

@@ -62,6 +62,11 @@ class Preparation:
                 frames = resize(value, self.image_size) if self.image_size else value
                 shapes[key] = frames.shape[1:]
                 rows[key] = [encode_jpeg(frame) for frame in frames] if self.storage == "jpeg" else frames
+        for key, value in rows.items():
+            if key not in shapes and not np.isfinite(value).all():
+                raise InputError(
+                    f"{episode.source}: {key} has values beyond float32; drop the episode (--skip-bad) or repair it"
+                )
         return Prepared(
             rows,
             shapes,

@@ -7,7 +7,10 @@ writer was in is kept, as one that was cut off there.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +22,9 @@ from data.errors import InputError
 from data.labels.rewards import RewardConfig
 from data.language import LanguageEncoder
 from data.store.array import MappedArray
+from data.store.commit import COMMIT, Committed, read_commit
 from data.store.store import is_store
-from data.store.writer import VERSION, StoreWriter
+from data.store.writer import LOCK, VERSION, StoreWriter
 
 _LABELS = ("reward", "mask", "mc_return")
 
@@ -42,12 +46,15 @@ class ReplayWriter:
         """
         path = Path(path)
         check_action(action, str(path))
+        self._closed = False
         if is_store(path):
-            self._writer = StoreWriter(path, None, language or LanguageEncoder())
-            self._check_same(path, action)
-        elif path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+            model = _check_same(path, action, language)
+            self._writer = StoreWriter(path, None, language or LanguageEncoder(model), jpeg)
+        elif path.is_dir() and not _is_beginning(path):
             raise InputError(f"{path}: exists and is not a training store; choose another place")
         else:
+            for name in ("data", "meta"):
+                shutil.rmtree(path / name, ignore_errors=True)
             language, reward = language or LanguageEncoder(), reward or RewardConfig()
             attributes = {
                 "robot_rl_store": VERSION,
@@ -65,22 +72,15 @@ class ReplayWriter:
         self._given: list[float] = []
         self._recover()
 
-    def _check_same(self, path: Path, action: dict[str, Any]) -> None:
-        attributes = self._writer.attributes
-        if attributes.get("robot_rl_store") != VERSION or attributes["action"] != action:
-            self._writer.close()
-            raise InputError(
-                f"{path}: holds actions {attributes.get('action', {}).get('names')} that mean something else; choose another place"
-            )
-
     def _recover(self) -> None:
         """Close the episode that a killed writer was in."""
         first = self._writer.last_end
         length = self._writer.rows - first - 1
         if length > 0:
             rewards = np.array(MappedArray(self.path / "data" / "reward", self._writer.rows).view[first:-1])
-            self._first, self._given = first, rewards.tolist()
-            self._close_episode(success=False, terminated=False)
+            self._first = first
+            self._close_episode(rewards.tolist(), success=False, terminated=False)
+            self._publish()
         elif length == 0:
             self._take_back(first)
 
@@ -99,9 +99,10 @@ class ReplayWriter:
         index = self._writer.instruction(instruction)
         placeholders = {key: np.zeros(1, np.float32) for key in _LABELS}
         actions = np.zeros((1, len(self._writer.attributes["action"]["names"])), np.float32)
-        self._first, self._given, self._index = self._writer.rows, [], np.full(1, index, np.int32)
-        self._writer.append({**rows, "action": actions, **placeholders, "instruction_index": self._index})
+        first, at = self._writer.rows, np.full(1, index, np.int32)
+        self._writer.append({**rows, "action": actions, **placeholders, "instruction_index": at})
         self._writer.commit()
+        self._first, self._given, self._index = first, [], at
 
     def step(
         self,
@@ -133,36 +134,48 @@ class ReplayWriter:
                 f"{self.path}: the action or reward of step {row - self._first} is not finite, or of the wrong shape"
             )
         zero = np.zeros(1, np.float32)
-        # Until the commit nobody looks at this row's action and labels, which were the last observation's placeholders.
-        for key, array in (("action", values), ("reward", value), ("mask", zero + 1), ("mc_return", zero)):
-            self._writer.overwrite(key, row, array)
-        self._writer.append({**rows, "action": values, **dict.fromkeys(_LABELS, zero), "instruction_index": self._index})
-        self._given.append(float(value[0]))
+        try:
+            # Until the commit nobody looks at this row's action and labels, which were the last observation's placeholders.
+            for key, array in (("action", values), ("reward", value), ("mask", zero + 1), ("mc_return", zero)):
+                self._writer.overwrite(key, row, array)
+            self._writer.append({**rows, "action": values, **dict.fromkeys(_LABELS, zero), "instruction_index": self._index})
+            if terminated or truncated:
+                self._close_episode([*self._given, float(value[0])], bool(success), terminated)
+            else:
+                self._writer.commit()
+        except BaseException:
+            self._writer.undo()
+            raise
         if terminated or truncated:
-            self._close_episode(bool(success), terminated)
+            self._publish()
         else:
-            self._writer.commit()
+            self._given.append(float(value[0]))
 
     def end(self, success: bool = False) -> None:
         """The episode is cut off where it is (an operator stepped in, the robot stopped). Without an episode this does nothing."""
         if self._first is not None:
             if self._given:
-                self._close_episode(success, terminated=False)
+                self._close_episode(self._given, success, terminated=False)
+                self._publish()
             else:
                 self._take_back(self._first)
                 self._first = None
 
-    def _close_episode(self, success: bool, terminated: bool) -> None:
+    def _close_episode(self, given: list[float], success: bool, terminated: bool) -> None:
         """Write the final labels and count the episode as a whole. Until then readers take its labels from nowhere but the rule."""
         assert self._first is not None
-        rewards = np.asarray(self._given, np.float32)
+        rewards, zero = np.asarray(given, np.float32), np.float32(0)
         labels = self.reward.label(len(rewards), success, rewards, terminated, str(self.path))
         for key, values in zip(_LABELS, labels, strict=True):
-            self._writer.overwrite(key, self._first, values)
+            self._writer.overwrite(key, self._first, np.append(values, zero))
         self._writer.end_episode(success)
         self._writer.commit()
-        self._writer.publish()
+
+    def _publish(self) -> None:
+        """The episode has ended. What other zarr readers see is brought up to date where the disk allows it, else next time."""
         self._first = None
+        with suppress(OSError):
+            self._writer.publish()
 
     def _take_back(self, rows: int) -> None:
         """An episode without a single transition never was."""
@@ -196,6 +209,9 @@ class ReplayWriter:
 
     def close(self) -> None:
         """Cut off an episode that has not ended, and finish the store: statistics, counts, checksums."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self.end()
             if self._writer.episodes:
@@ -208,6 +224,31 @@ class ReplayWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, OSError):
+            self._closed = True
             self._writer.close()  # a full disk: what is committed is safe, finishing would fail again
         else:
             self.close()
+
+
+def _check_same(path: Path, action: dict[str, Any], language: LanguageEncoder | None) -> str:
+    """The language model of the store at `path`. InputError when it cannot go on with this writer; nothing of it is touched then."""
+    attributes = json.loads((path / ".zattrs").read_text())
+    if attributes.get("robot_rl_store") != VERSION:
+        raise InputError(f"{path}: a store of version {attributes.get('robot_rl_store')}, not {VERSION}; choose another place")
+    if attributes["action"] != action:
+        raise InputError(
+            f"{path}: holds actions {attributes['action']['names']} that mean something else; choose another place"
+        )
+    model = str(attributes["language_model"])
+    if language is not None and language.model != model:
+        raise InputError(f"{path}: instructions are embedded by {model}, not {language.model}; choose another place")
+    return model
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether a folder without attributes is empty, or what a killed writer left that had not yet written anything."""
+    names = {entry.name for entry in path.iterdir()}
+    if not names <= {LOCK, "data", "meta", ".zgroup", ".zgroup.partial", ".zattrs.partial"}:
+        return False
+    commit = path / "meta" / COMMIT
+    return not commit.exists() or not commit.stat().st_size or read_commit(commit) == Committed()

@@ -75,16 +75,17 @@ class ChunkSampler:
 
     def refresh(self) -> bool:
         """See what a writer in another process has committed since; whether there was anything."""
-        closed = self.store.committed.episodes
-        if not self.store.refresh():
+        self.store.refresh()
+        if self.store.committed == self._seen:
             return False
+        closed = self._seen.episodes
         # An episode that still ran has other labels now.
         self._read(closed, int(self.store.episode_ends[closed - 1]) if closed else 0)
         return True
 
     def _read(self, episode: int, start: int) -> None:
         """Load what lies behind row `start`, where episode number `episode` begins."""
-        store, new = self.store, np.arange(start, self.store.rows)
+        store, new, self._seen = self.store, np.arange(start, self.store.rows), self.store.committed
         vectors = {key: store.gather(key, new) for key in self.keys if not key.startswith("image_")}
         reward, mask, mc_return = store.labels(start)
         ends = store.episode_ends[episode:]

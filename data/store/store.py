@@ -27,6 +27,7 @@ from data.episode import Episode, check_action
 from data.errors import InputError
 from data.labels.rewards import RewardConfig
 from data.language import LanguageEncoder
+from data.statistics import compute_statistics
 from data.store.array import MappedArray
 from data.store.commit import COMMIT, Committed, read_commit
 from data.store.frames import JpegFrames
@@ -60,6 +61,7 @@ class Store:
     language: LanguageEncoder
     instructions: list[str]
     committed: Committed
+    identity: tuple[int, int]
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -89,20 +91,26 @@ class Store:
         arrays |= {key: JpegFrames(path / "jpeg" / key, committed.rows) for key in cameras}
         language = LanguageEncoder(attributes["language_model"])
         none = np.empty(0, np.int64)
-        store = cls(path, attributes, arrays, none, none, none, language, [], committed)
+        store = cls(path, attributes, arrays, none, none, none, language, [], committed, _identity(path))
         store._load_episodes()
         store._check()
         return store
 
     def refresh(self) -> bool:
         """See what a writer in another process has committed since; whether there was anything."""
-        committed = read_commit(self.path / "meta" / COMMIT)
-        if committed == self.committed:
+        if _identity(self.path) != self.identity:
+            raise InputError(f"{self.path}: was replaced (labelled or converted again); open it again")
+        before, committed = self.committed, read_commit(self.path / "meta" / COMMIT)
+        if committed == before:
             return False
-        self.committed = committed
-        for array in self.arrays.values():
-            array.grow(committed.rows)
-        self._load_episodes()
+        try:
+            for array in self.arrays.values():
+                array.grow(committed.rows)
+            self.committed = committed
+            self._load_episodes()
+        except BaseException:
+            self.committed = before
+            raise
         return True
 
     def _load_episodes(self) -> None:
@@ -182,6 +190,14 @@ class Store:
     @property
     def statistics(self) -> dict[str, dict[str, list[float]]]:
         """mean, std, min, max, q01 and q99 over the transition rows, of `action`, `proprio` and `state`, as of the last `finish`."""
+        if not self.attributes["statistics"]:
+            # Its writer has not finished yet.
+            rows = self.episode_ends - 1
+            self.attributes["statistics"] = {
+                key: compute_statistics(array.view, leave_out=rows)
+                for key, array in self.arrays.items()
+                if isinstance(array, MappedArray) and array.dtype == np.float32 and len(array.shape) == 2
+            }
         return dict(self.attributes["statistics"])
 
     @property
@@ -219,13 +235,15 @@ class Store:
             text = self.instructions[int(self.gather("instruction_index", rows[:1])[0])]
             mask = self.gather("mask", rows[-2:-1])
             given = self.reward["kind"] == "given"
+            # One that still runs is no success, and not unlabelled either.
+            running = self.running and index == self.length - 1
             yield Episode(
                 observations={
                     key: self.gather(key, rows) for key in self.observation_keys if images or not key.startswith("image_")
                 },
                 actions=self.gather("action", rows[:-1]),
                 instruction=text,
-                success={1: True, 0: False}.get(int(self.success[index])),
+                success=False if running else {1: True, 0: False}.get(int(self.success[index])),
                 source=f"{self.path} episode {index}",
                 instruction_embedding=self.language.table[text],
                 rewards=self.gather("reward", rows[:-1]) if given else None,
@@ -248,3 +266,9 @@ class Store:
         names = self.attributes["action"]["names"]
         if self.rows and self.arrays["action"].shape[1:] != (len(names),):
             raise InputError(f"{self.path}/data/action: rows of {self.arrays['action'].shape[1:]}, described with {names}")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What a store that takes another's place does not share with it."""
+    found = (path / "meta" / COMMIT).stat()
+    return found.st_dev, found.st_ino

@@ -17,8 +17,8 @@ import numpy as np
 from data.errors import InputError
 from data.language import LanguageEncoder
 from data.statistics import compute_statistics
-from data.store.array import ArrayWriter, MappedArray, replace_text, write_group
-from data.store.commit import COMMIT, CommitFile, Committed
+from data.store.array import ArrayWriter, MappedArray, replace_text, write_all, write_group
+from data.store.commit import COMMIT, CommitFile, Committed, read_commit
 from data.store.frames import JpegWriter
 
 VERSION = 2
@@ -39,16 +39,26 @@ class StoreWriter:
         self.folder, self.language, self.jpeg = folder, language, jpeg
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(folder)
-        if attributes is not None:
+        try:
+            self._open(attributes)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _open(self, attributes: dict[str, Any] | None) -> None:
+        folder = self.folder
+        if attributes is None:
+            self.attributes = json.loads((folder / ".zattrs").read_text())
+            read_commit(folder / "meta" / COMMIT)  # InputError: without it nobody knows what counts
+        else:
             self.attributes = attributes
             for group in (folder / "data", folder / "meta"):
                 write_group(group)
-            write_group(folder, attributes)
-        else:
-            self.attributes = json.loads((folder / ".zattrs").read_text())
         self._commit = CommitFile(folder / "meta" / COMMIT)
         state = self._commit.state
         self._commit.commit(state)
+        if attributes is not None:
+            write_group(folder, attributes)  # last: what is a store has a commit
         self.rows, self.episodes = state.rows, state.episodes
         self.arrays: dict[str, Writer] = {}
         for kind, writer in (("data", ArrayWriter), ("jpeg", JpegWriter)):
@@ -59,8 +69,8 @@ class StoreWriter:
                     shutil.rmtree(path)  # begun by a writer that was killed before its first commit
         self._meta = {
             key: ArrayWriter.reopen(folder / "meta" / key, state.episodes)
-            if (folder / "meta" / key).is_dir()
-            else ArrayWriter(folder / "meta" / key, dtype, ())
+            if (folder / "meta" / key / ".zarray").exists()
+            else ArrayWriter(cleared(folder / "meta" / key), dtype, ())
             for key, dtype in EPISODE_ARRAYS.items()
         }
         self._embeddings: ArrayWriter | None = None
@@ -83,11 +93,13 @@ class StoreWriter:
                 self.language.remember(text, embedding)
             vector = self.language.encode([text])
             if self._embeddings is None:
-                self._embeddings = ArrayWriter(self.folder / "meta" / "instruction_embeddings", np.float32, vector.shape[1:])
+                place = cleared(self.folder / "meta" / "instruction_embeddings")
+                self._embeddings = ArrayWriter(place, np.float32, vector.shape[1:])
             self._embeddings.append(vector)
             self._embeddings.publish(self._embeddings.rows)
             # The embedding first: a text that a reader finds has one.
-            os.write(self._texts, (json.dumps(text) + "\n").encode())
+            write_all(self._texts, (json.dumps(text) + "\n").encode(), self._texts_end)
+            self._texts_end += len(json.dumps(text)) + 1
             self.instructions[text] = len(self.instructions)
         return self.instructions[text]
 
@@ -126,6 +138,8 @@ class StoreWriter:
     def end_episode(self, success: bool | None) -> None:
         """All rows so far belong to whole episodes."""
         code = -1 if success is None else int(success)
+        for writer in self._meta.values():
+            writer.back_to(self.episodes)
         for key, value in zip(EPISODE_ARRAYS, (self.rows, code), strict=True):
             self._meta[key].append(np.array([value], EPISODE_ARRAYS[key]))
         self.episodes += 1
@@ -139,6 +153,11 @@ class StoreWriter:
         self.rows = rows
         for writer in self.arrays.values():
             writer.back_to(rows)
+
+    def undo(self) -> None:
+        """Back to the last commit, when a step of a single commit has failed halfway."""
+        self.episodes = self.state.episodes
+        self.back_to(self.state.rows)
 
     def publish(self) -> None:
         """Let other zarr readers see what counts."""
@@ -189,8 +208,8 @@ class StoreWriter:
             self._embeddings = ArrayWriter.reopen(folder, len(texts))
         self._texts = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         # A line that was being written is written again.
-        os.truncate(self._texts, sum(len(json.dumps(text)) + 1 for text in texts))
-        os.lseek(self._texts, 0, os.SEEK_END)
+        self._texts_end = sum(len(json.dumps(text)) + 1 for text in texts)
+        os.truncate(self._texts, self._texts_end)
 
 
 def read_instructions(path: Path) -> list[str]:
@@ -211,6 +230,12 @@ def lock(folder: Path) -> int:
         os.close(handle)
         raise InputError(f"{folder}: another process is writing here; wait for it, or choose another place") from None
     return handle
+
+
+def cleared(folder: Path) -> Path:
+    """A place for a new array: what a killed writer had begun there is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def _shape_of(data: bytes) -> tuple[int, ...]:

@@ -61,6 +61,7 @@ def test_any_zarr_reader_opens_it(made_store: Store) -> None:
 
 def test_many_chunks_read_alike(written: Path, made_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.store.array.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("data.store.array.PAGE", 4096)
     small = go(written, tmp_path / "small").store
     assert len(list((small.path / "data/image_primary").glob("[0-9]*"))) > 1
     rows = np.random.default_rng(0).integers(0, small.counts["steps"], 200)
