@@ -53,7 +53,7 @@ def replacing_file(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Iter
 
 def check_place(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Path:
     """The real path of `out`, cleared of what a killed process left beside it. InputError when it may not be written."""
-    out = Path(os.path.realpath(out))
+    out = Path(os.path.realpath(out.expanduser()))
     _clear_leftovers(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,6 +85,11 @@ def check_action(action: Any, where: str) -> dict[str, Any]:
     per_dimension = ACTION_FIELDS[:4]
     if not all(isinstance(action[key], list) for key in per_dimension) or len({len(action[key]) for key in per_dimension}) != 1:
         raise InputError(f"{where}: {', '.join(per_dimension)} of the action description must be lists of one length")
+    bounds = [*action["low"], *action["high"]]
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in bounds) or any(
+        low > high for low, high in zip(action["low"], action["high"], strict=True)
+    ):
+        raise InputError(f"{where}: low and high of the action description must be finite numbers, low not above high")
     if not isinstance(action["frame"], str) or not isinstance(action["control_hz"], (int, float)) or action["control_hz"] <= 0:
         raise InputError(f"{where}: the action description needs `frame` as text and `control_hz` as a positive number")
     return action

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from data.errors import InputError
 from data.labels.rewards import RewardConfig
 from data.language import DATASET_MODEL, LanguageEncoder
 from data.source import EpisodeSource
-from data.store.array import replace_text
+from data.store.array import MappedArray, replace_text
 from data.store.preparation import Preparation, Prepared, prepare_all
 from data.store.store import Store, is_store
 from data.store.writer import VERSION, StoreWriter, lock
@@ -84,17 +85,22 @@ def convert(
     work = _Work.begin(out, source, config, language)
     try:
         resumed = work.writer.state.position
-        tasks = prepare_all(source, range(resumed, length), config.preparation, workers)
-        for done, items in tasks:
-            for item in items:
-                work.add(item, done, skip_bad)
-            work.writer.commit(position=done)
-            if progress is not None:
-                progress(done, length)
+        # Closed here and now when something fails, not when the garbage is collected, in whatever thread.
+        with closing(prepare_all(source, range(resumed, length), config.preparation, workers)) as tasks:
+            for done, items in tasks:
+                for item in items:
+                    work.add(item, done, skip_bad)
+                work.writer.commit(position=done)
+                if progress is not None:
+                    progress(done, length)
         work.finish(source, length)
     finally:
         work.writer.close()
-    install(work.folder, out, overwrite, is_store, _KIND)
+    try:
+        install(work.folder, out, overwrite, is_store, _KIND)
+    except InputError:
+        shutil.rmtree(work.folder)  # another process was first; what it made is there
+        raise
     for name in (_STATE, _SKIPPED):
         (out / name).unlink(missing_ok=True)
     return Conversion(Store.open(out), work.skipped, sorted(work.dropped), resumed)
@@ -216,6 +222,9 @@ class _Work:
             changes.append(f"cameras that not every episode has are left out: {', '.join(sorted(self.dropped))}")
         if self.skipped:
             changes.append(f"{len(self.skipped)} bad episodes are left out")
+        success = MappedArray(self.folder / "meta" / "success", self.writer.episodes).view
+        if self.config.reward.kind == "success" and (success < 0).any():
+            changes.append(f"{int((success < 0).sum())} episodes without a label of success count as successes")
         if length < source.length:
             changes.append(f"only the first {length} of {source.length} episodes are kept")
         self.writer.finish(changes, len(self.skipped))

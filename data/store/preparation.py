@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -112,7 +112,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def prepare_all(
     source: EpisodeSource, indices: range, preparation: Preparation, workers: int
-) -> Iterator[tuple[int, list[Item]]]:
+) -> Generator[tuple[int, list[Item]], None, None]:
     """(number of the source's episodes that are done then, the items of a task), in order, for all of `indices`."""
     tasks = [
         range(start, min(start + TASK_EPISODES, indices.stop)) for start in range(indices.start, indices.stop, TASK_EPISODES)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from data.language import LanguageEncoder
+from data.language import DATASET_MODEL, LanguageEncoder
 from data.statistics import compute_statistics
 from data.store.array import ArrayWriter, MappedArray, replace_text, write_all, write_group
 from data.store.commit import COMMIT, CommitFile, Committed, read_commit
@@ -89,7 +89,7 @@ class StoreWriter:
     def instruction(self, text: str, embedding: np.ndarray | None = None) -> int:
         """The index of an instruction, which is added when it is new; embedding [D]: what the data carries for it."""
         if text not in self.instructions:
-            if embedding is not None and text not in self.language.table:
+            if embedding is not None and self.language.model == DATASET_MODEL and text not in self.language.table:
                 self.language.remember(text, embedding)
             vector = self.language.encode([text])
             if self._embeddings is None:
