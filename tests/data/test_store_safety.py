@@ -1,0 +1,176 @@
+"""What must never happen to a store: lost by a damaged commit, doubled by a retry, read across a replacement, mixed in meaning."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data import (
+    ChunkSampler,
+    ConversionConfig,
+    EpisodeList,
+    InputError,
+    LanguageEncoder,
+    MixtureSampler,
+    ReplayWriter,
+    RewardConfig,
+    Store,
+    convert,
+    relabel,
+)
+from data.statistics import compute_statistics
+from tests.conftest import ACTION, make_episodes
+from tests.data.test_replay import at, check_against, language, play
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def online(tmp_path: Path) -> Path:
+    with ReplayWriter(tmp_path / "online", ACTION, language=language()) as writer:
+        for episode in make_episodes(3):
+            play(writer, episode)
+    return tmp_path / "online"
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\1" * 128)])
+def test_a_damaged_commit_deletes_nothing(online: Path, damage: Any) -> None:
+    damage(online / "meta/.commit")
+    before = snapshot(online)
+    with pytest.raises(InputError, match=r"\.commit: (missing|damaged)"):
+        ReplayWriter(online, ACTION, language=language())
+    assert snapshot(online) == before
+
+
+def test_a_refused_writer_touches_nothing_and_keeps_no_lock(online: Path) -> None:
+    before = snapshot(online)
+    for _ in range(2):
+        with pytest.raises(InputError, match="mean something else"):
+            ReplayWriter(online, {**ACTION, "frame": "joints"}, language=language())
+        with pytest.raises(InputError, match="embedded by dataset, not gt-all"):
+            ReplayWriter(online, ACTION, language=LanguageEncoder())
+    assert snapshot(online) == before
+    with ReplayWriter(online, ACTION) as writer:  # its own language model is the default
+        play(writer, make_episodes(1)[0])
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_last_step_that_fails_anywhere_can_be_taken_again(
+    tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever write of the step that ends an episode fails: what is committed stays, and the same step then works."""
+    episodes, write, failures = make_episodes(2), os.pwrite, 0
+    for allowed in range(40):
+        out = tmp_path / str(allowed)
+        with ReplayWriter(out, ACTION, language=language()) as writer:
+            play(writer, episodes[0])
+            last = len(episodes[1]) - 1
+            play(writer, episodes[1], last)
+            calls = iter(range(1000))
+
+            def limited(*arguments: Any, calls: Any = calls, allowed: int = allowed) -> int:
+                if next(calls) == allowed:
+                    raise error
+                return write(*arguments)
+
+            def step(writer: ReplayWriter = writer, last: int = last) -> None:
+                writer.step(episodes[1].actions[last], at(episodes[1], last + 1), terminated=True, success=True)
+
+            with monkeypatch.context() as patch:
+                patch.setattr("os.pwrite", limited)
+                try:
+                    step()
+                except type(error):
+                    failures += 1
+                    failed = True
+                else:
+                    failed = False
+            if failed:
+                check_against(Store.open(out), 1, episodes[1], last, False)
+                step()
+        store = Store.open(out)
+        store.verify()
+        assert store.length == 2
+        check_against(store, 1, episodes[1], len(episodes[1]), True)
+        for key in ("reward", "mask", "mc_return"):
+            assert not store.gather(key, store.episode_ends - 1).any()
+        if not failed:
+            break
+    assert failures > 10
+
+
+def test_a_reader_is_told_that_its_store_was_replaced(online: Path) -> None:
+    reader = Store.open(online)
+    relabel(online, np.ones(3, np.int8))
+    with pytest.raises(InputError, match="was replaced"):
+        reader.refresh()
+
+
+def test_an_episode_that_still_runs_is_no_success(tmp_path: Path) -> None:
+    with ReplayWriter(tmp_path / "online", ACTION, language=language()) as writer:
+        play(writer, make_episodes(1)[0], 3)
+        live = Store.open(tmp_path / "online")
+        assert [episode.success for episode in live.read(range(1)) if not isinstance(episode, InputError)] == [False]
+        assert set(live.statistics) == {"action", "proprio", "state"}
+
+
+def test_two_samplers_of_one_growing_store(tmp_path: Path) -> None:
+    episodes = make_episodes(3)
+    with ReplayWriter(tmp_path / "online", ACTION, language=language()) as writer:
+        play(writer, episodes[0])
+        store = Store.open(tmp_path / "online")
+        first, second = ChunkSampler(store, 2), ChunkSampler(store, 3)
+        play(writer, episodes[1])
+        assert first.refresh()
+        play(writer, episodes[2])
+        assert second.refresh()
+        assert first.refresh()
+        assert not second.refresh()
+    for sampler in (first, second):
+        fresh = ChunkSampler(Store.open(store.path), sampler.horizon)
+        assert sampler.starts.tolist() == fresh.starts.tolist()
+
+
+def test_rewards_of_another_convention_are_not_mixed(tmp_path: Path) -> None:
+    source = EpisodeList("made", ACTION, make_episodes(6))
+    stores = []
+    for gamma in (0.98, 0.5):
+        config = ConversionConfig(reward=RewardConfig(discount=gamma))
+        stores.append(convert(source, tmp_path / str(gamma), config, language=LanguageEncoder("dataset")))
+    with pytest.raises(InputError, match="convert with one --gamma"):
+        MixtureSampler([ChunkSampler(made.store, 2) for made in stores], [1, 1])
+
+
+def test_given_rewards_are_not_replaced_unasked(tmp_path: Path) -> None:
+    episodes = [replace(episode, rewards=np.arange(len(episode), dtype=np.float32)) for episode in make_episodes(2)]
+    config = ConversionConfig(reward=RewardConfig("given"))
+    store = convert(EpisodeList("made", ACTION, episodes), tmp_path / "s", config, language=LanguageEncoder("dataset")).store
+    with pytest.raises(InputError, match="keeps given rewards"):
+        relabel(store.path, np.ones(2, np.int8))
+    assert relabel(store.path, np.ones(2, np.int8), RewardConfig()).reward["kind"] == "success"
+
+
+def test_the_language_that_is_asked_for_embeds(tmp_path: Path) -> None:
+    """The data's own embeddings are used only by that name."""
+    source = EpisodeList("made", ACTION, make_episodes(2))
+    store = convert(source, tmp_path / "store", language=LanguageEncoder()).store
+    assert store.attributes["language_model"] == LanguageEncoder().model
+    np.testing.assert_allclose(
+        store.language.encode(store.instructions), LanguageEncoder().encode(store.instructions), atol=1e-5
+    )
+
+
+def test_statistics_with_an_outlier_are_exact() -> None:
+    values = np.random.default_rng(0).normal(size=(200_000, 2)).astype(np.float32)
+    values[7] = 1e6
+    found, exact = compute_statistics(values), values.astype(np.float64)
+    for name, expected in zip(("q01", "q99"), np.quantile(exact, [0.01, 0.99], axis=0), strict=True):
+        np.testing.assert_allclose(found[name], expected, rtol=1e-9)
+    np.testing.assert_allclose(found["std"], exact.std(0), rtol=1e-9)
