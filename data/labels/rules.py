@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -52,7 +53,9 @@ class Rule:
     def __init__(self, expression: str) -> None:
         self.expression = expression
         try:
-            self._tree = ast.parse(expression.strip(), mode="eval").body
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd literals: what is wrong is said below
+                self._tree = ast.parse(expression.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
             raise InputError(
