@@ -168,6 +168,10 @@ class ReplayWriter:
         labels = self.reward.label(len(rewards), success, rewards, terminated, str(self.path))
         for key, values in zip(_LABELS, labels, strict=True):
             self._writer.overwrite(key, self._first, np.append(values, zero))
+        # The last row repeats the last action, whatever a step that failed has left there.
+        last = self._first + len(rewards) - 1
+        actions = MappedArray(self.path / "data" / "action", self._writer.rows).view
+        self._writer.overwrite("action", last + 1, np.array(actions[last : last + 1]))
         self._writer.end_episode(success)
         self._writer.commit()
 
