@@ -94,6 +94,10 @@ class ReplayWriter:
 
         An episode that has not ended is cut off there. InputError when the keys or shapes differ from the store's.
         """
+        if self._closed:
+            raise InputError(f"{self.path}: the writer is closed; open another one to go on")
+        if not isinstance(instruction, str):
+            raise InputError(f"{self.path}: the instruction is {instruction!r}, it must be a text")
         self.end()
         rows = self._observation(observation)
         index = self._writer.instruction(instruction)

@@ -263,6 +263,8 @@ class Store:
     def _check(self) -> None:
         if (np.diff(self.episode_ends, prepend=0) < 2).any() or self.rows > self.committed.rows:
             raise InputError(f"{self.path}/meta: episode_ends does not describe whole episodes; convert the dataset again")
+        if not self.instructions:
+            raise InputError(f"{self.path / INSTRUCTIONS}: is empty or missing; convert the dataset again")
         names = self.attributes["action"]["names"]
         if self.rows and self.arrays["action"].shape[1:] != (len(names),):
             raise InputError(f"{self.path}/data/action: rows of {self.arrays['action'].shape[1:]}, described with {names}")

@@ -106,6 +106,19 @@ def test_a_last_step_that_fails_anywhere_can_be_taken_again(
     assert failures > 10
 
 
+def test_a_closed_writer_and_odd_instructions_are_refused(online: Path) -> None:
+    episode = make_episodes(1)[0]
+    with ReplayWriter(online, ACTION) as writer, pytest.raises(InputError, match="the instruction is None"):
+        writer.begin(at(episode, 0), None)  # type: ignore[arg-type]
+    writer.close()  # twice is no harm
+    with pytest.raises(InputError, match="the writer is closed"):
+        writer.begin(at(episode, 0), "go")
+    assert Store.open(online).length == 3
+    (online / "instructions.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"instructions.jsonl: is empty or missing"):
+        Store.open(online)
+
+
 def test_a_reader_is_told_that_its_store_was_replaced(online: Path) -> None:
     reader = Store.open(online)
     relabel(online, np.ones(3, np.int8))
