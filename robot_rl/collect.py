@@ -36,12 +36,12 @@ def plan(env_ids: Sequence[str], per_task: int, qualities: Sequence[float], seed
 
 def record(demonstration: Demonstration) -> Episode:
     """Let the expert act once; the actions are those that the environment applied."""
-    import sim
+    from sim import make_expert
 
     env = gymnasium.make(demonstration.env_id, disable_env_checker=True, cameras=demonstration.cameras)
     try:
         observation, _ = env.reset(seed=demonstration.seed)
-        expert = sim.Expert(env, demonstration.quality, demonstration.seed)
+        expert = make_expert(demonstration.env_id, env, demonstration.quality, demonstration.seed)
         observations, actions, success, done = [observation], [], False, False
         while not done:
             observation, _, terminated, truncated, info = env.step(expert.act(observation))

@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 
-import sim
 from data import RldsWriter, convert, open_dataset
 from data.errors import InputError
 from data.processes import interrupts_held
@@ -27,9 +26,10 @@ from robot_rl.console import console, counting_progress, evaluation_progress, lo
 from robot_rl.critic import CriticConfig, load_critic
 from robot_rl.demo_report import write_demo_report
 from robot_rl.evaluation import EvaluationSettings, results_table
-from robot_rl.evaluation.steering import environment_ids, evaluate_steering, make_arms
+from robot_rl.evaluation.steering import evaluate_steering, make_arms
 from robot_rl.recipes import train_critic, train_policy
 from robot_rl.steering import SteeringConfig, steered_spec
+from sim import environment_ids
 
 # Half of the demonstrations are clean, a quarter dither, a quarter mostly fail; these are longer, so most transitions are theirs.
 QUALITIES = (1.0, 0.5, 1.0, 0.0)
@@ -98,7 +98,7 @@ def _claim(demo: Demo) -> None:
 
 
 def _record(demo: Demo, dataset: Path) -> None:
-    env_ids = tuple(sim.TASKS.values())
+    env_ids = environment_ids("tabletop")
     demonstrations = plan(env_ids, demo.demonstrations, QUALITIES, demo.seed)
     with (
         RldsWriter(dataset, action_description(env_ids[0]), image_format="jpeg") as writer,

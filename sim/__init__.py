@@ -1,20 +1,11 @@
-"""Simulated environments, registered with Gymnasium on import: `gymnasium.make("Tabletop-Lift-v0")`."""
+"""Simulated environments in suites, registered with Gymnasium on import: `gymnasium.make("Tabletop-Lift-v0")`.
 
-from types import MappingProxyType
+`SUITES` has the tasks of each; `make_expert` somebody who demonstrates them.
+"""
 
-import gymnasium
+from sim.suite import SUITES, Demonstrator, Suite, environment_ids, make_expert, register_suite, suite_of
+from sim.tabletop import TABLETOP
 
-from sim.experts import Expert
-from sim.tasks import TASK_TABLE
+register_suite(TABLETOP)
 
-TASKS = MappingProxyType({task.name: task.env_id for task in TASK_TABLE.values()})
-
-for _task in TASK_TABLE.values():
-    gymnasium.register(
-        _task.env_id,
-        entry_point="sim.tabletop:TabletopEnv",
-        kwargs={"task": _task.name},
-        max_episode_steps=_task.max_steps,
-    )
-
-__all__ = ["TASKS", "Expert"]
+__all__ = ["SUITES", "Demonstrator", "Suite", "environment_ids", "make_expert", "register_suite", "suite_of"]

@@ -6,7 +6,7 @@ import time
 
 import gymnasium as gym
 
-from sim.experts import Expert
+from sim.tabletop.expert import Expert
 
 
 def bench(seconds: float = 3.0, env_id: str = "Tabletop-Stack-v0") -> dict[str, float]:

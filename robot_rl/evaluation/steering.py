@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import gymnasium
 
-import sim
 from data.errors import InputError
 from policies import ActionSpec, Policy, load_policy, observation_spec, policy_digest
 from robot_rl.critic import load_critic
 from robot_rl.evaluation.evaluate import evaluate
 from robot_rl.evaluation.result import EvaluationResult
 from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig, steered_spec
+from sim import environment_ids, suite_of
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def evaluate_steering(
 ) -> EvaluationResult:
     """The policy alone, steered, and with a random choice among as many candidates, on the same seeds of each environment.
 
-    env: as for `environment_ids`. InputError when policy, critic and environment do not speak of the same actions.
+    env: as for `sim.environment_ids`. InputError when policy, critic and environment do not speak of the same actions.
     """
     steering = steering or SteeringConfig()
     loaded_policy, loaded_critic = load_policy(policy), load_critic(critic)
     spec = steered_spec(loaded_policy.action_spec, loaded_critic.action_spec)
     _note_datasets(loaded_policy, loaded_critic)
     env_ids = environment_ids(env)
-    tabletop = all(env_id in sim.TASKS.values() for env_id in env_ids)
-    env_kwargs = {"cameras": cameras_of(loaded_policy, loaded_critic)} if tabletop else {}
+    ours = all(suite_of(env_id) for env_id in env_ids)
+    env_kwargs = {"cameras": cameras_of(loaded_policy, loaded_critic)} if ours else {}
     for env_id in env_ids:
         _check_environment(env_id, env_kwargs, spec, loaded_policy, loaded_critic)
     return evaluate(
@@ -88,18 +88,6 @@ def _note_datasets(policy: Any, critic: Any) -> None:
     theirs, ours = set(contract.datasets if contract else ()), set(critic.contract.datasets)
     if contract and theirs != ours:
         warnings.warn(f"the policy was trained on {', '.join(theirs)}, the critic on {', '.join(ours)}", stacklevel=3)
-
-
-def environment_ids(env: str) -> tuple[str, ...]:
-    """`tabletop` -> all its tasks; otherwise Gymnasium ids or names of tabletop tasks, with commas between."""
-    names = tuple(sim.TASKS.values()) if env == "tabletop" else tuple(sim.TASKS.get(name, name) for name in env.split(","))
-    for name in names:
-        try:
-            gymnasium.spec(name)
-        except (gymnasium.error.Error, ModuleNotFoundError) as error:
-            known = ", ".join(("tabletop", *sim.TASKS.values()))
-            raise InputError(f"{name}: unknown environment ({error}); this project's are {known}") from error
-    return names
 
 
 def _check_environment(env_id: str, env_kwargs: dict[str, Any], spec: ActionSpec, *models: Any) -> None:

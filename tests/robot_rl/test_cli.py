@@ -85,11 +85,11 @@ def trained(tmp_path_factory) -> Path:
     """A policy and a critic for tabletop actions, trained for two steps on synthetic data with the tabletop's shapes."""
     import gymnasium
 
-    import sim
     from robot_rl.collect import Demonstration, action_description, record
+    from sim import SUITES
 
     folder = tmp_path_factory.mktemp("trained")
-    env_id = sim.TASKS["reach"]
+    env_id = SUITES["tabletop"].tasks["reach"]
     assert gymnasium.spec(env_id)
     with RldsWriter(folder / "reach", action_description(env_id)) as writer:
         for seed in range(3):

@@ -6,13 +6,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import sim
+from sim.tabletop import TABLETOP
+from sim.tabletop.expert import Expert
 
 
 def demonstrate(env_id: str, quality: float, episodes: int, disturb: bool = False) -> tuple[float, list[np.ndarray]]:
     """Success rate, and each episode's actions [T,7]."""
     env = gym.make(env_id, cameras=())
-    expert, wins, actions = sim.Expert(env, quality, seed=0), 0, []
+    expert, wins, actions = Expert(env, quality, seed=0), 0, []
     for seed in range(episodes):
         env.reset(seed=seed)
         taken, done = [], False
@@ -28,7 +29,7 @@ def demonstrate(env_id: str, quality: float, episodes: int, disturb: bool = Fals
     return wins / episodes, actions
 
 
-@pytest.mark.parametrize("env_id", list(sim.TASKS.values()))
+@pytest.mark.parametrize("env_id", list(TABLETOP.tasks.values()))
 def test_clean_demonstrations_succeed(env_id: str) -> None:
     rate, actions = demonstrate(env_id, 1.0, 10)
     assert rate >= 0.8
@@ -37,7 +38,7 @@ def test_clean_demonstrations_succeed(env_id: str) -> None:
     assert (every.std(axis=0) > 1e-3).all()  # no action dimension is dead
 
 
-@pytest.mark.parametrize("env_id", [sim.TASKS["lift"], sim.TASKS["bowl"], sim.TASKS["drawer"]])
+@pytest.mark.parametrize("env_id", [TABLETOP.tasks["lift"], TABLETOP.tasks["bowl"], TABLETOP.tasks["drawer"]])
 def test_disturbed_demonstrations_recover(env_id: str) -> None:
     assert demonstrate(env_id, 1.0, 6, disturb=True)[0] >= 0.6
 
@@ -45,30 +46,30 @@ def test_disturbed_demonstrations_recover(env_id: str) -> None:
 def test_quality_orders_success() -> None:
     rates = []
     for quality in (1.0, 0.5, 0.0):
-        rates.append(np.mean([demonstrate(env_id, quality, 8)[0] for env_id in sim.TASKS.values()]))
+        rates.append(np.mean([demonstrate(env_id, quality, 8)[0] for env_id in TABLETOP.tasks.values()]))
     assert rates[0] > rates[1] + 0.2
     assert rates[1] > rates[2] + 0.1
     assert 0 < rates[2] < 0.4
 
 
 def test_demonstrators_differ_from_the_same_state() -> None:
-    env = gym.make(sim.TASKS["lift"], cameras=())
+    env = gym.make(TABLETOP.tasks["lift"], cameras=())
     env.reset(seed=0)
-    first = np.array([sim.Expert(env, 0.0, seed=seed).act() for seed in range(12)])
+    first = np.array([Expert(env, 0.0, seed=seed).act() for seed in range(12)])
     assert len({tuple(np.sign(np.round(action[:2], 2))) for action in first}) > 1
     env.close()
 
 
 def test_an_expert_is_reproducible() -> None:
-    first, second = (demonstrate(sim.TASKS["stack"], 0.5, 2)[1] for _ in range(2))
+    first, second = (demonstrate(TABLETOP.tasks["stack"], 0.5, 2)[1] for _ in range(2))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_quality_outside_its_range_is_refused() -> None:
-    env = gym.make(sim.TASKS["lift"], cameras=())
+    env = gym.make(TABLETOP.tasks["lift"], cameras=())
     with pytest.raises(ValueError, match="between 0 and 1"):
-        sim.Expert(env, 1.5)
+        Expert(env, 1.5)
     with pytest.raises(RuntimeError, match="reset"):
-        sim.Expert(env).act()
+        Expert(env).act()
     env.close()

@@ -10,10 +10,10 @@ import pytest
 from environment_conformance import EnvironmentConformance
 from gymnasium.utils.env_checker import check_env
 
-import sim
+from sim import SUITES
 
 
-@pytest.mark.parametrize("env_id", list(sim.TASKS.values()))
+@pytest.mark.parametrize("env_id", list(SUITES["tabletop"].tasks.values()))
 class TestTabletop(EnvironmentConformance):
     @pytest.fixture(autouse=True)
     def _remember(self, env_id: str) -> None:

@@ -12,20 +12,22 @@ import numpy as np
 import pytest
 from environment_conformance import random_actions, rollout
 
-import sim
-from sim.arm import POINTING_DOWN, Arm, inverse_kinematics, rotation_from_rpy, rpy_from_rotation
 from sim.bench import bench
-from sim.client import PhysicsClient
-from sim.tabletop import ACTION_HIGH, STATE_NAMES
-from sim.tasks import TASK_TABLE
+from sim.rotations import rotation_from_rpy, rpy_from_rotation
+from sim.tabletop import TABLETOP
+from sim.tabletop.arm import POINTING_DOWN, Arm, inverse_kinematics
+from sim.tabletop.client import PhysicsClient
+from sim.tabletop.environment import ACTION_HIGH, STATE_NAMES
+from sim.tabletop.expert import Expert
+from sim.tabletop.tasks import TASK_TABLE
 
 
 def digest() -> str:
     """A hash over every bit, images included, of an episode of each task."""
     total = hashlib.sha256()
-    for env_id in sim.TASKS.values():
+    for env_id in TABLETOP.tasks.values():
         env = gym.make(env_id, image_size=32)
-        expert = sim.Expert(env, seed=3)
+        expert = Expert(env, seed=3)
         observation, _ = env.reset(seed=11)
         for _ in range(12):
             for key in sorted(observation):
@@ -95,7 +97,7 @@ def test_the_gripper_is_absolute_and_one_is_open() -> None:
     env.close()
 
 
-@pytest.mark.parametrize("env_id", list(sim.TASKS.values()))
+@pytest.mark.parametrize("env_id", list(TABLETOP.tasks.values()))
 def test_state_has_one_layout_for_all_tasks(env_id: str) -> None:
     env = gym.make(env_id, cameras=())
     observation, _ = env.reset(seed=0)
@@ -132,7 +134,7 @@ def test_the_instruction_decides_which_block_counts() -> None:
     """A motion that touched the block that was meant is no success once the other block is meant."""
     env = gym.make("Tabletop-Reach-v0", cameras=())
     env.reset(seed=0)
-    expert, actions, success = sim.Expert(env, seed=0), [], False
+    expert, actions, success = Expert(env, seed=0), [], False
     while not success:
         actions.append(expert.act())
         success = env.step(actions[-1])[4]["success"]
@@ -149,7 +151,7 @@ def test_a_held_block_stays_held(seed: int) -> None:
     env = gym.make("Tabletop-Lift-v0", cameras=())
     env.reset(seed=seed)
     scene, layout = env.unwrapped.scene, env.unwrapped.layout  # type: ignore[attr-defined]
-    expert, done = sim.Expert(env, seed=seed), False
+    expert, done = Expert(env, seed=seed), False
     while not done:
         done = env.step(expert.act())[2]
     for action in random_actions(env, 30):

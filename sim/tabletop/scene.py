@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.arm import LEFT_FINGER, RIGHT_FINGER, Arm
-from sim.client import PhysicsClient, pybullet
+from sim.tabletop.arm import LEFT_FINGER, RIGHT_FINGER, Arm
+from sim.tabletop.client import PhysicsClient, pybullet
 
 BLOCKS = ("red block", "green block", "blue block")
 OBJECTS = (*BLOCKS, "bowl", "zone", "drawer")

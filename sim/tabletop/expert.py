@@ -14,9 +14,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sim.arm import rotation_from_rpy, rpy_from_rotation
-from sim.scene import BLOCKS
-from sim.skills import SKILLS, Intent, View, Waypoint, intended
+from sim.rotations import rotation_from_rpy, rpy_from_rotation
+from sim.tabletop.scene import BLOCKS
+from sim.tabletop.skills import SKILLS, Intent, View, Waypoint, intended
 
 MISTAKES = {  # what can go wrong in a task
     "reach": ("wrong", "miss", "early close"),

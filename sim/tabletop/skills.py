@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.arm import rpy_from_rotation
-from sim.scene import BLOCK_SIZE, BOWL_FLOOR, SYMMETRY, Scene
-from sim.tasks import Layout
+from sim.rotations import rpy_from_rotation
+from sim.tabletop.scene import BLOCK_SIZE, BOWL_FLOOR, SYMMETRY, Scene
+from sim.tabletop.tasks import Layout
 
 HOVER = 0.07  # how far above an object the tool travels, metres
 NEAR, NEAR_YAW = 0.011, 0.15  # metres and radians within which the tool counts as in place

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.client import PhysicsClient, pybullet
+from sim.rotations import rotation_from_rpy
+from sim.tabletop.client import PhysicsClient, pybullet
 
 URDF = Path(__file__).parent / "assets" / "widowx.urdf"
 
@@ -34,25 +35,6 @@ GRIP_STIFFNESS, GRIP_DAMPING, GRIP_LIMIT = 400.0, 8.0, 10.0  # N/m (8 N on a 4 c
 POINTING_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 HAND_LINK, LEFT_FINGER, RIGHT_FINGER = 5, 6, 7
 ARM_JOINTS, FINGERS = list(range(6)), [LEFT_FINGER, RIGHT_FINGER]
-
-
-def rotation_from_rpy(roll: float, pitch: float, yaw: float) -> np.ndarray:
-    """Rz(yaw) Ry(pitch) Rx(roll), [3,3]."""
-    cr, sr, cp, sp, cy, sy = (f(a) for a in (roll, pitch, yaw) for f in (math.cos, math.sin))
-    return np.array(
-        [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-    )
-
-
-def rpy_from_rotation(rotation: np.ndarray) -> tuple[float, float, float]:
-    """The inverse of `rotation_from_rpy`, with pitch in [-pi/2, pi/2]."""
-    roll = math.atan2(rotation[2, 1], rotation[2, 2])
-    pitch = math.asin(min(1.0, max(-1.0, -rotation[2, 0])))
-    return roll, pitch, math.atan2(rotation[1, 0], rotation[0, 0])
 
 
 def inverse_kinematics(position: np.ndarray, rotation: np.ndarray, near: np.ndarray) -> np.ndarray | None:

@@ -16,10 +16,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sim.arm import rotation_from_rpy, rpy_from_rotation
-from sim.client import PhysicsClient
-from sim.scene import BLOCKS, OBJECTS, SUBSTEPS, SYMMETRY, Scene
-from sim.tasks import TASK_TABLE, Layout
+from sim.rotations import rotation_from_rpy, rpy_from_rotation
+from sim.tabletop.client import PhysicsClient
+from sim.tabletop.scene import BLOCKS, OBJECTS, SUBSTEPS, SYMMETRY, Scene
+from sim.tabletop.tasks import TASK_TABLE, Layout
 
 CAMERAS = ("primary", "wrist")
 SLOT = ("present", "from tool x", "from tool y", "from tool z", "x", "y", "z", "sin yaw", "cos yaw", "held")
@@ -38,7 +38,7 @@ LEASH, LEASH_ANGLE = 0.02, 0.25  # how far the commanded pose may run ahead of t
 
 
 class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
-    """One task on the table. `sim.TASKS` lists the registered ids; time limits come from Gymnasium's registration.
+    """One task on the table. `TABLETOP.tasks` lists the registered ids; time limits come from Gymnasium's registration.
 
     Observations: `image_primary`, `image_wrist` uint8 [H,W,3] for the chosen cameras; `proprio` float32 [7] = tool x, y, z, roll,
     pitch, yaw, gripper opening; `state` float32 [44] as `STATE_NAMES`; `instruction`. The state is the simulator's own knowledge:

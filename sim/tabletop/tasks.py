@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.scene import BLOCK_SIZE, BLOCKS, BOWL_HEIGHT, BOWL_RADIUS, ZONE_SIZE, Pose, Scene
+from sim.tabletop.scene import BLOCK_SIZE, BLOCKS, BOWL_HEIGHT, BOWL_RADIUS, ZONE_SIZE, Pose, Scene
 
 REACH_X, REACH_Y = (0.20, 0.38), (-0.17, 0.17)  # where objects may lie: the arm reaches all of it pointing down, any yaw
 SPACING = 0.092  # an open gripper comes down between two blocks
