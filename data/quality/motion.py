@@ -10,6 +10,7 @@ import numpy as np
 from data.quality.finding import Finding
 from data.quality.signals import Peak
 from data.quality.survey import EpisodeFacts, Survey
+from data.quality.values import absurd_values
 
 DEAD = 1e-6
 # Beyond the 1% and 99% quantiles by two times what lies between them: 11 standard deviations of a Gaussian, 19 scales of a Laplacian.
@@ -46,9 +47,10 @@ def motion_faults(found: Survey) -> Iterator[Finding]:
     yield from _stuck_grippers(found)
     yield from _bounds(found, q01, q99)
     spikes: dict[str, str] = {}
+    absurd = absurd_values(found)
     for i in (i for i in range(found.size) if i not in found.grippers and q99[i] > q01[i]):
         width = SPIKE_RANGES * (q99[i] - q01[i])
-        for facts in found.episodes:
+        for facts in (facts for facts in found.episodes if facts.source not in absurd):
             for value, at in ((facts.low[i], facts.low_at[i]), (facts.high[i], facts.high_at[i])):
                 if not q01[i] - width <= value <= q99[i] + width:
                     spikes.setdefault(

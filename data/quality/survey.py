@@ -24,6 +24,7 @@ PAIR_CORRELATION = (
     0.5  # of an action dimension with a proprio dimension that is said to follow it; chance stays below .3 on 200 steps
 )
 MIN_SAMPLES = 100
+TINY = float(np.finfo(np.float32).tiny)
 OWN_LAG_STEPS = 20  # an episode shorter than this says nothing about its own lag
 Progress = Callable[[int, "int | None"], None]
 
@@ -38,6 +39,17 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Extreme:
+    """The number furthest from 0 in a signal of an episode, at `step`; index: [d], of a vector. subnormal: the step of the first number
+    below what float32 can write with all its digits, None where there is none."""
+
+    value: float
+    step: int
+    index: str
+    subnormal: int | None
+
+
+@dataclass(frozen=True)
 class EpisodeFacts:
     """What is kept of an episode of T transitions.
 
@@ -45,6 +57,7 @@ class EpisodeFacts:
     jump_at, the one that is most unlike its neighbours, by jump_alone. frozen: (length, start) of the longest stretch of commanded
     motion of which the proprio shows nothing. lag: of its own steps, None where they do not say. whole, motion: digests of actions,
     proprio and instruction, and of the actions alone. reward: (distinct values, at most 4; highest; first step that reaches it; last).
+    extremes: of "action", "reward" and each vector.
     """
 
     source: str
@@ -65,6 +78,7 @@ class EpisodeFacts:
     lag: Peak | None
     lag_curve: np.ndarray | None
     reward: tuple[frozenset[float], float, int, float] | None
+    extremes: dict[str, Extreme]
 
 
 @dataclass
@@ -243,6 +257,7 @@ def _add(result: Survey, episode: Episode) -> None:
             lag=lag,
             lag_curve=curve,
             reward=_reward(episode.rewards),
+            extremes=_extremes(episode),
         )
     )
 
@@ -262,3 +277,21 @@ def _reward(rewards: np.ndarray | None) -> tuple[frozenset[float], float, int, f
     if rewards is None:
         return None
     return frozenset(np.unique(rewards)[:4].tolist()), float(rewards.max()), int(rewards.argmax()), float(rewards[-1])
+
+
+def _extremes(episode: Episode) -> dict[str, Extreme]:
+    signals = {"action": episode.actions} | {
+        key: value for key, value in episode.observations.items() if not key.startswith("image_")
+    }
+    if episode.rewards is not None:
+        signals["reward"] = episode.rewards
+    result = {}
+    for key, values in signals.items():
+        size = np.abs(values.astype(np.float32).reshape(len(values), -1))
+        if size.shape[1]:
+            step, column = (int(i) for i in np.unravel_index(size.argmax(), size.shape))
+            tiny = ((size > 0) & (size < TINY)).any(1)
+            value = float(values.reshape(size.shape)[step, column])
+            index = f"[{column}]" if values.ndim > 1 else ""
+            result[key] = Extreme(value, step, index, int(tiny.argmax()) if tiny.any() else None)
+    return result

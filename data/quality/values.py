@@ -1,0 +1,54 @@
+"""Faults of single numbers: finite, but none that a robot can have sent. Mostly memory that was never written, or a lost packet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from data.quality.finding import Finding
+from data.quality.survey import Survey
+
+# Above it float32 cannot count by ones: no length, angle, force, encoder or camera clock that is meant to be learned from goes there.
+LARGEST = 2.0**24
+FAR = 1000.0  # times the largest number of the usual episode, or of 1: what lies between is a spike, not nonsense
+
+
+def value_faults(found: Survey) -> Iterator[Finding]:
+    subnormal: dict[str, str] = {}
+    for facts in found.episodes:
+        for key, extreme in facts.extremes.items():
+            if extreme.subnormal is not None:
+                subnormal.setdefault(facts.source, f"{key} is all but 0, under 1e-38, at step {extreme.subnormal}")
+    absurd = absurd_values(found)
+    if absurd:
+        yield Finding.of(
+            "error",
+            "absurd-value",
+            list(absurd),
+            next(iter(absurd.values())),
+            "memory that was never written, or a lost packet: repair or drop them, one such number ruins every normaliser",
+        )
+    if subnormal:
+        yield Finding.of(
+            "warning",
+            "subnormal-value",
+            list(subnormal),
+            next(iter(subnormal.values())),
+            "no sensor says that, memory that was never written does: look at what fills this signal",
+        )
+
+
+def absurd_values(found: Survey) -> dict[str, str]:
+    """Episode -> the first of its numbers that cannot be meant."""
+    sizes: dict[str, list[float]] = {}
+    for facts in found.episodes:
+        for key, extreme in facts.extremes.items():
+            sizes.setdefault(key, []).append(abs(extreme.value))
+    limits = {key: min(LARGEST, FAR * max(float(np.median(size)), 1.0)) for key, size in sizes.items()}
+    absurd: dict[str, str] = {}
+    for facts in found.episodes:
+        for key, extreme in facts.extremes.items():
+            if abs(extreme.value) > limits[key]:
+                absurd.setdefault(facts.source, f"{key}{extreme.index} is {extreme.value:.3g} at step {extreme.step}")
+    return absurd
