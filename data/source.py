@@ -39,10 +39,7 @@ class EpisodeSource(Protocol):
     def changes(self) -> tuple[str, ...]: ...
 
     def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
-        """Episodes `indices` (a contiguous range), in order; a bad one is an InputError in its place. images=False: no cameras.
-
-        Where one error speaks of several episodes (the rest of a damaged file), those are left out.
-        """
+        """Episodes `indices` (a contiguous range), in order; a bad one is an InputError in its place. images=False: no cameras."""
 
 
 @dataclass(frozen=True)

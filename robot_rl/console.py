@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ def evaluation_progress() -> Iterator[Any]:
             bars[name](done, total, note)
 
         yield show
+
+
+def say_left_out(skipped: Sequence[str]) -> None:
+    """Say what is wrong with the episodes that were skipped; what is said of several (of a cut file) once, with their number."""
+    for line, count in Counter(skipped).items():
+        console.print(f"left out{f' ({count} episodes)' if count > 1 else ''}: {line}", highlight=False, markup=False)
 
 
 def check_writable(path: Path | None, option: str = "--json") -> None:

@@ -10,29 +10,37 @@ from typing import Any
 from data.errors import InputError
 from data.formats.tfrecord import RestLostError
 
-_ERRORS = (RuntimeError, ValueError, IndexError)
+_ERRORS = (RuntimeError, ValueError, IndexError, OSError)
 
 
-def read_array_records(path: Path, indices: range) -> Iterator[tuple[int, bytes | InputError]]:
-    """Yield (index, data) of the records of a file that are in `indices`; unreadable ones are InputErrors, as in read_records.
+def read_array_records(path: Path, indices: range) -> Iterator[tuple[int, bytes | InputError | None]]:
+    """Yield (index, data) of the records of a file that are in `indices`, unreadable ones and its end as read_records does.
 
-    A file without its index of records, which is at its end, gives one error for the first of them.
+    A file without its index of records, which is at its end, has lost all of them.
     """
-    reader = None
+    reader, index = None, -1
     try:
         reader = _open(path)
-        for index in range(indices.start, min(indices.stop, reader.num_records())):
+        count = reader.num_records()
+        for index in range(indices.start, min(indices.stop, count)):
             try:
                 (data,) = reader.read([index])
             except _ERRORS as error:
-                yield index, InputError(f"{path}: record {index} cannot be read ({_line(error)}); copy the file again")
+                yield (
+                    index,
+                    InputError(
+                        f"{path}: record {index} cannot be read ({_line(error)}); copy the file again, or skip it with --skip-bad"
+                    ),
+                )
                 # A reader that failed once fails for ever.
                 _close(reader)
                 reader = _open(path)
             else:
                 yield index, data
+        if count < indices.stop:
+            yield count, None
     except _ERRORS as error:
-        yield indices.start, RestLostError(f"{path}: no readable ArrayRecord file ({_line(error)}); copy the file again")
+        yield index + 1, RestLostError(f"{path}: no readable ArrayRecord file ({_line(error)})")
     finally:
         _close(reader)
 

@@ -87,6 +87,6 @@ class Dataset(Protocol):
     def episodes(self, split: str, indices: range) -> Iterator[RawEpisode | InputError]:
         """Episodes `indices` (a contiguous range) of a split, in order; an unreadable one is an InputError in its place.
 
-        Where one error speaks of several episodes (the rest of a damaged file), those are left out. Reading a range costs no more
-        than its own episodes: what comes before it is skipped over, not decoded.
+        What is lost is counted: an error that speaks of several episodes (the rest of a damaged file) comes once for each of them.
+        Reading a range costs no more than its own episodes: what comes before it is skipped over, not decoded.
         """

@@ -136,21 +136,26 @@ class RldsDataset:
             start += expected
 
     def _shard(self, split: str, start: int, file: Path, expected: int, wanted: range) -> Iterator[RldsEpisode | InputError]:
-        # One record before the range tells whether what is missing begins here, one after the last whether there are too many.
-        last, ended = (-2 if wanted.start else -1), False
-        around = range(max(wanted.start - 1, 0), wanted.stop + (wanted.stop == expected))
-        for last, data in self._read(file, around):
-            if last == expected:
-                yield InputError(f"{file}: has more records than the {expected} of dataset_info.json; copy the file again")
-                return
-            ended = isinstance(data, RestLostError)
-            if last in wanted:
-                yield self._episode(data, f"{self.name} {split} #{start + last} ({file.name} record {last})")
-        if last + 1 in wanted and not ended:
-            yield InputError(f"{file}: {last + 1} readable records, dataset_info.json says {expected}; copy the file again")
-
-    def _read(self, file: Path, indices: range) -> Iterator[tuple[int, bytes | InputError]]:
-        return _READERS[self.file_format](file, indices)
+        # One record after the last tells whether there are too many.
+        around = range(wanted.start, wanted.stop + (wanted.stop == expected))
+        for record, data in _READERS[self.file_format](file, around):
+            if record == expected:
+                if data is not None:
+                    yield InputError(f"{file}: has more records than the {expected} of dataset_info.json; copy the file again")
+            elif data is None or isinstance(data, RestLostError):
+                why = data or f"{file}: ends after {record} records, dataset_info.json says {expected}"
+                lost = (
+                    f"#{start + record} to #{start + expected - 1} of {split}"
+                    if record < expected - 1
+                    else f"#{start + record}"
+                )
+                for _ in range(max(record, wanted.start), wanted.stop):
+                    yield InputError(
+                        f"{why}; lost are {expected - record} of its {expected} episodes, {lost}: copy the file again, or leave them "
+                        "out with --skip-bad"
+                    )
+            else:
+                yield self._episode(data, f"{self.name} {split} #{start + record} ({file.name} record {record})")
 
     def _episode(self, data: bytes | InputError, source: str) -> RldsEpisode | InputError:
         if isinstance(data, InputError):

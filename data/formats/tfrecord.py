@@ -33,39 +33,41 @@ def write_record(file: BinaryIO, data: bytes) -> int:
 
 
 class RestLostError(InputError):
-    """A damaged record after which no other can be found in its file."""
+    """A damaged record after which no other can be found in its file; the one who knows how many are lost says what to do."""
 
 
-def read_records(path: Path, indices: range | None = None) -> Iterator[tuple[int, bytes | InputError]]:
-    """Yield (index, data) of the records of a file, or of those in `indices`, one in memory at a time.
+def read_records(path: Path, indices: range) -> Iterator[tuple[int, bytes | InputError | None]]:
+    """Yield (index, data) of the records of a file that are in `indices`, one in memory at a time.
 
-    A record with a wrong checksum is an InputError naming file and record; so is one that is cut off or whose length is damaged, after
-    which nothing more of the file can be found: it is the last. What lies before `indices` is skipped by its length alone; the file
-    ends silently when it is damaged there.
+    A record with a wrong checksum is an InputError naming file and record. One that is cut off or whose length is damaged is a
+    RestLostError, even before `indices`, and the last: nothing after it can be found. Where the file ends before they do, the last is
+    (number of its records, None). What lies before `indices` is skipped by its length alone.
     """
-    wanted = range(2**63 - 1) if indices is None else indices
-
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for index in range(wanted.stop):
-            header = file.read(12)
-            if not header:
-                return
-            damage = _damage(header, size - file.tell())
-            if damage:
-                if index in wanted:
+    index = 0
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for index in range(indices.stop):
+                header = file.read(12)
+                if not header:
+                    yield index, None
+                    return
+                damage = _damage(header, size - file.tell())
+                if damage:
                     yield index, RestLostError(f"{path}: record {index} {damage}")
-                return
-            (length,) = struct.unpack("<Q", header[:8])
-            if index < wanted.start:
-                file.seek(length + 4, 1)
-                continue
-            data = file.read(length)
-            if struct.unpack("<I", file.read(4))[0] != _masked_crc(data):
-                message = "is corrupt (its checksum is wrong); copy the file again, or skip it with --skip-bad"
-                yield index, InputError(f"{path}: record {index} {message}")
-            else:
-                yield index, data
+                    return
+                (length,) = struct.unpack("<Q", header[:8])
+                if index < indices.start:
+                    file.seek(length + 4, 1)
+                    continue
+                data = file.read(length)
+                if struct.unpack("<I", file.read(4))[0] != _masked_crc(data):
+                    message = "is corrupt (its checksum is wrong); copy the file again, or skip it with --skip-bad"
+                    yield index, InputError(f"{path}: record {index} {message}")
+                else:
+                    yield index, data
+    except OSError as error:
+        yield index, RestLostError(f"{path}: record {index} cannot be read ({error.strerror})")
 
 
 def _damage(header: bytes, rest: int) -> str:
@@ -73,10 +75,10 @@ def _damage(header: bytes, rest: int) -> str:
     if len(header) == 12:
         length, crc = struct.unpack("<QI", header)
         if crc != _masked_crc(header[:8]):
-            return "has a damaged length, the rest of the file is unreadable; copy the file again"
+            return "has a damaged length"
         if length + 4 <= rest:
             return ""
-    return "is truncated: the file ends inside it; copy the file again"
+    return "is truncated: the file ends inside it"
 
 
 @cache

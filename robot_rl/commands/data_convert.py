@@ -46,7 +46,7 @@ class DataConvert:
         from rich.console import Console
 
         from data import ConversionConfig, LanguageEncoder, Preparation, RewardConfig, convert, inspect, open_source, render
-        from robot_rl.console import console, counting_progress
+        from robot_rl.console import console, counting_progress, say_left_out
 
         config = ConversionConfig(
             Preparation(self.cameras or None, _size(self.image_size), self.storage),
@@ -69,8 +69,7 @@ class DataConvert:
             console.print(
                 f"went on after episode {made.resumed}, where an earlier run had stopped", highlight=False, markup=False
             )
-        for line in made.skipped:
-            console.print(f"left out: {line}", highlight=False, markup=False)
+        say_left_out(made.skipped)
         Console().print(render(inspect(made.store)))
         for line in made.store.changes:
             Console().print(f"changed: {line}", highlight=False, markup=False)

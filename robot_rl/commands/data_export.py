@@ -24,7 +24,7 @@ class DataExport:
 
     def run(self) -> None:
         from data import InputError, LeRobotWriter, RldsWriter, RobomimicWriter, open_source, read_episodes
-        from robot_rl.console import console, counting_progress
+        from robot_rl.console import console, counting_progress, say_left_out
 
         kinds: dict[str, tuple[str, ...]] = {"rlds": ("png", "jpeg"), "lerobot": ("h264", "av1", "png"), "robomimic": ()}
         if self.images is not None and self.images not in kinds[self.to]:
@@ -41,6 +41,5 @@ class DataExport:
             for done, episode in enumerate(read_episodes(source, on_bad), 1):
                 writer.add(episode, self.split)
                 progress(done, source.length)
-        for line in skipped:
-            console.print(f"left out: {line}", highlight=False, markup=False)
+        say_left_out(skipped)
         console.print(f"{self.out}: written as {self.to}", highlight=False, markup=False)

@@ -198,16 +198,20 @@ def copy_of(folder: Path, to: Path) -> Path:
 
 @pytest.mark.parametrize("size", [1, EPISODES])
 @pytest.mark.parametrize("cut", [0.5, 0.0])
-def test_a_truncated_array_record_file_is_named_once(by_tfds: Path, tmp_path: Path, cut: float, size: int) -> None:
+def test_a_truncated_array_record_file_has_lost_all_of_its_episodes(
+    by_tfds: Path, tmp_path: Path, cut: float, size: int
+) -> None:
     folder = copy_of(by_tfds, tmp_path)
     file = sorted(folder.glob("*.array_record*"))[0]
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * cut)])
     source = open_dataset(folder)
     items = [item for start in range(0, EPISODES, size) for item in source.read(range(start, start + size))]
-    (error,) = (str(item) for item in items if isinstance(item, InputError))
+    (_, lost), (_, there) = RldsDataset.open(folder).shards["train"]
+    assert [isinstance(item, Episode) for item in items] == [False] * lost + [True] * there
+    (error,) = {str(item) for item in items if isinstance(item, InputError)}
     assert file.name in error
+    assert f"lost are {lost} of its {lost} episodes" in error
     assert "\n" not in error
-    assert sum(isinstance(item, Episode) for item in items) == RldsDataset.open(folder).shards["train"][1][1]
 
 
 def test_a_damaged_record_costs_itself_alone(by_tfds: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Episode, InputError, RldsWriter, open_dataset, read_episodes
+from data import Episode, InputError, LanguageEncoder, RldsWriter, convert, open_dataset, read_episodes
 from data.formats.base import Feature
 from data.formats.features import decode, parse_features
 from data.formats.rlds import RldsDataset
 from data.formats.tfrecord import build_example, parse_example, read_records, write_record
+from data.quality.check import check
 from tests.data.reading import fails
 
 
@@ -66,8 +67,10 @@ def test_damaged_length_ends_the_file(copy: Path) -> None:
     fails(lambda: read_all(copy), "record 5 has a damaged length")
     skipped: list[InputError] = []
     assert len(list(read_episodes(open_dataset(copy), skipped.append, images=False))) == 5
-    assert [str(error) for error in skipped] == [
-        f"{shard(copy)}: record 5 has a damaged length, the rest of the file is unreadable; copy the file again"
+    # One for each that is lost: they are counted.
+    assert [str(error) for error in skipped] == 7 * [
+        f"{shard(copy)}: record 5 has a damaged length; lost are 7 of its 12 episodes, #5 to #11 of train: copy the file again, or "
+        "leave them out with --skip-bad"
     ]
 
 
@@ -80,7 +83,11 @@ def test_truncated_inside_a_record(copy: Path, rest: int) -> None:
 
 def test_truncated_between_records(copy: Path) -> None:
     shard(copy).write_bytes(shard(copy).read_bytes()[: record_starts(shard(copy))[4]])
-    fails(lambda: read_all(copy), shard(copy).name, "4 readable records, dataset_info.json says 12")
+    fails(
+        lambda: read_all(copy),
+        shard(copy).name,
+        "ends after 4 records, dataset_info.json says 12; lost are 8 of its 12 episodes",
+    )
 
 
 def test_a_record_that_is_no_example(copy: Path) -> None:
@@ -135,7 +142,7 @@ def test_shape_that_does_not_fit_the_record(copy: Path) -> None:
 
 def rewrite_first(folder: Path, change: Callable[[dict], None]) -> None:
     """Write the dataset again, its first record changed."""
-    records = [data for _, data in read_records(shard(folder))]
+    records = [data for _, data in read_records(shard(folder), range(12))]
     features = parse_features(json.loads((folder / "features.json").read_text()), "test")
     with shard(folder).open("wb") as file:
         for number, data in enumerate(records):
@@ -282,7 +289,7 @@ def test_a_range_does_not_read_what_lies_before_it(copy: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 12])
 @pytest.mark.parametrize("fault", ["cut between records", "cut inside a record", "damaged length", "one too many"])
-def test_each_fault_is_told_once_whatever_the_ranges(copy: Path, size: int, fault: str) -> None:
+def test_each_lost_episode_is_told_once_whatever_the_ranges(copy: Path, size: int, fault: str) -> None:
     file = shard(copy)
     starts = record_starts(file)
     if fault == "damaged length":
@@ -294,5 +301,26 @@ def test_each_fault_is_told_once_whatever_the_ranges(copy: Path, size: int, faul
         file.write_bytes(file.read_bytes()[: starts[6] + (30 if "inside" in fault else 0)])
     source = open_dataset(copy)
     items = [item for start in range(0, 12, size) for item in source.read(range(start, start + size), images=False)]
-    assert sum(isinstance(item, InputError) for item in items) == 1
-    assert sum(isinstance(item, Episode) for item in items) == (12 if fault == "one too many" else 6)
+    told = {str(item) for item in items if isinstance(item, InputError)}
+    assert len(told) == 1
+    if fault == "one too many":
+        assert len(items) == 13
+    else:
+        assert [isinstance(item, Episode) for item in items] == [True] * 6 + [False] * 6
+        assert "lost are 6 of its 12 episodes, #6 to #11 of train" in told.pop()
+
+
+def test_what_a_cut_shard_has_lost_is_counted_by_check_and_convert(sharded: Path, tmp_path: Path) -> None:
+    file = sorted(sharded.glob("*.tfrecord*"))[0]
+    starts = record_starts(file)
+    assert len(starts) > 3
+    file.write_bytes(file.read_bytes()[: starts[1] + 20])
+    lost = len(starts) - 2  # the last start is the file's end
+    source = open_dataset(sharded)
+    (finding,) = (finding for finding in check(source) if finding.fault == "unusable-episode")
+    assert finding.count == lost
+    for part in (f"{lost} of 12 episodes cannot be used", file.name, "#1 to #", "--skip-bad"):
+        assert part in str(finding)
+    made = convert(source, tmp_path / "store", language=LanguageEncoder("dataset"), skip_bad=True)
+    assert len(made.skipped) == made.store.counts["skipped"] == lost
+    assert f"{lost} bad episodes are left out" in made.store.changes

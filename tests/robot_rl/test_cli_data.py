@@ -196,3 +196,22 @@ def test_mistakes_in_labelling_are_one_line(dataset, tmp_path, capsys, options, 
     if not (tmp_path / "store").exists():
         convert(dataset, tmp_path / "store")
     assert part in fails(capsys, "data", "label", tmp_path / "store", *options)
+
+
+def test_what_a_cut_file_has_lost_is_told_once_with_its_number(dataset, tmp_path, capsys):
+    shutil.copytree(dataset, tmp_path / "cut")
+    (file,) = (tmp_path / "cut/1.0.0").glob("*.tfrecord*")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    told = fails(capsys, "data", "convert", tmp_path / "cut", "--out", tmp_path / "store", "--language", "dataset")
+    for part in (file.name, "is truncated", "of its 24 episodes", "--skip-bad"):
+        assert part in told
+    assert convert(tmp_path / "cut", tmp_path / "whole", "--skip-bad") == 0
+    counts = Store.open(tmp_path / "whole").counts
+    assert counts["episodes"] + counts["skipped"] == 24
+    for options in (("convert", "--language", "dataset"), ("export", "--to", "robomimic")):
+        out = str(tmp_path / ("store" if options[0] == "convert" else "moves.hdf5"))
+        capsys.readouterr()
+        assert main(["data", options[0], str(tmp_path / "cut"), "--out", out, "--skip-bad", *options[1:]]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.count("left out (") == 1
+        assert f"left out ({counts['skipped']} episodes): " in said
