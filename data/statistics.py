@@ -1,8 +1,8 @@
-"""Per-dimension statistics of a dataset, as JSON; what normalisers are made from. Exact, and in flat memory."""
+"""Per-dimension statistics of a dataset, as JSON; what normalisers are made from. Exact, in flat memory, whatever the values are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -10,12 +10,13 @@ from data.errors import InputError
 
 STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 BLOCK = 2**16
-_BINS = 2**14
+_DIGITS = (11, 11, 10)
+"""Bits of a float32, from the highest: what a quantile is narrowed down by, a pass each."""
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 def compute_statistics(values: np.ndarray, leave_out: np.ndarray | None = None) -> dict[str, list[float]]:
-    """mean, std, min, max, q01 and q99 of [N,D] over N, as JSON-ready lists of D.
+    """mean, std, min, max, q01 and q99 of [N,D] over N, as JSON-ready lists of D. Quantiles are those of the values as float32.
 
     values: may be mapped from disk; it is read a few times, block by block. leave_out: sorted rows that do not count. InputError when
     no row is left.
@@ -37,64 +38,47 @@ def compute_statistics(values: np.ndarray, leave_out: np.ndarray | None = None) 
     for block in blocks():
         if len(block):
             low, high, total = np.minimum(low, block.min(0)), np.maximum(high, block.max(0)), total + block.sum(0)
-    mean, squares = total / count, np.zeros(values.shape[1])
-    histogram = np.zeros((values.shape[1], _BINS), np.int64)
+    mean, squares = total / count, np.zeros(columns)
     for block in blocks():
         squares += np.square(block - mean).sum(0)
-        for column, bins in enumerate(_bin(block, low, high).T):
-            histogram[column] += np.bincount(bins, minlength=_BINS)
-    quantiles = [_quantile(blocks, histogram, low, high, q * (count - 1)) for q in (0.01, 0.99)]
+    quantiles = _quantiles(blocks, columns, np.array([0.01, 0.99]) * (count - 1))
     result = dict(zip(STATISTICS, (mean, np.sqrt(squares / count), low, high, *quantiles), strict=True))
     return {name: np.asarray(result[name], np.float64).tolist() for name in STATISTICS}
 
 
-def _bin(block: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    width = np.where(high > low, high - low, 1.0)
-    return np.minimum(((block - low) / width * _BINS).astype(np.int64), _BINS - 1)
+def _quantiles(blocks: Blocks, columns: int, positions: np.ndarray) -> np.ndarray:
+    """The values [P,D] at fractional positions [P] of each sorted column, linearly between their neighbours, as numpy's quantile."""
+    below = np.floor(positions).astype(int)
+    lower, upper = np.split(_select(blocks, columns, [*below, *np.ceil(positions).astype(int)]), 2)
+    return lower + (upper - lower) * (positions - below)[:, None]
 
 
-def _quantile(blocks: Blocks, histogram: np.ndarray, low: np.ndarray, high: np.ndarray, position: float) -> list[float]:
-    """The value at a fractional position of each sorted column, linearly between its neighbours, as numpy's quantile.
+def _select(blocks: Blocks, columns: int, ranks: Sequence[int]) -> np.ndarray:
+    """The values [R,D], float64, at `ranks` of each sorted column, by radix selection.
 
-    The histogram says in which bins the neighbours lie; only the distinct values in those bins are kept.
+    Each pass counts the next digit of those values that share the digits found so far, so it is exact and its memory depends neither on
+    how many values there are nor on how they are spread, where a sketch would have an error, and bins of equal width one outlier to
+    stretch them.
     """
-    ranks = (int(np.floor(position)), int(np.ceil(position)))
-    ends = histogram.cumsum(1)
-    wanted = [(ends > rank).argmax(1) for rank in ranks]
-    found = [_Counts() for _ in low]
-    for block in blocks():
-        bins = _bin(block, low, high)
-        for column, counted in enumerate(found):
-            counted.add(block[(bins[:, column] == wanted[0][column]) | (bins[:, column] == wanted[1][column]), column])
-    result = []
-    for column, counted in enumerate(found):
-        values, counts = counted.merged()
-        # Ranks within the bins: those before the first bin are not there, and what lies between the two bins is empty.
-        before = ends[column, wanted[0][column]] - histogram[column, wanted[0][column]]
-        lower, upper = (values[np.searchsorted(counts.cumsum(), rank - before, side="right")] for rank in ranks)
-        result.append(float(lower + (upper - lower) * (position - ranks[0])))
-    return result
+    found, left, shift = np.zeros((len(ranks), columns), np.uint32), np.tile(np.array(ranks)[:, None], columns), sum(_DIGITS)
+    for bits in _DIGITS:
+        shift -= bits
+        counts = np.zeros((len(ranks), columns, 2**bits), np.int64)
+        for block in blocks():
+            prefixes = _ordered(block) >> shift
+            for rank, column in np.ndindex(found.shape):
+                prefix = prefixes[:, column]
+                digits = prefix[prefix >> bits == found[rank, column]] & (2**bits - 1)
+                counts[rank, column] += np.bincount(digits, minlength=2**bits)
+        ends = counts.cumsum(2)
+        digit = (ends > left[..., None]).argmax(2)
+        left -= np.take_along_axis(ends - counts, digit[..., None], 2)[..., 0]
+        found = found << bits | digit.astype(np.uint32)
+    bits_of = np.where(found >> 31, found ^ np.uint32(1 << 31), ~found)
+    return bits_of.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-class _Counts:
-    """How often each distinct value came; merged when as many are pending as are known, so that the work stays in proportion."""
-
-    def __init__(self) -> None:
-        self._values, self._counts = np.empty(0), np.empty(0, np.int64)
-        self._pending: list[np.ndarray] = []
-        self._size = 0
-
-    def add(self, values: np.ndarray) -> None:
-        self._pending.append(values)
-        self._size += len(values)
-        if self._size > max(BLOCK, len(self._values)):
-            self.merged()
-
-    def merged(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct values in order, and their counts."""
-        new = np.concatenate([np.empty(0), *self._pending])
-        values, where = np.unique(np.concatenate([self._values, new]), return_inverse=True)
-        weights = np.concatenate([self._counts, np.ones(len(new), np.int64)])
-        self._values, self._counts = values, np.bincount(where, weights, len(values)).astype(np.int64)
-        self._pending, self._size = [], 0
-        return self._values, self._counts
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """float -> uint32 of the same order: a float32's bits, the negative ones upside down. Zero has one sign."""
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,19 @@ def test_the_language_that_is_asked_for_embeds(tmp_path: Path) -> None:
     )
 
 
-def test_statistics_with_an_outlier_are_exact() -> None:
-    values = np.random.default_rng(0).normal(size=(200_000, 2)).astype(np.float32)
-    values[7] = 1e6
-    found, exact = compute_statistics(values), values.astype(np.float64)
+@pytest.mark.parametrize("outliers", [(), (1e6,), (3e38, -3e38, 1e-40)])
+def test_statistics_are_exact_in_flat_memory_whatever_the_outliers(outliers: tuple[float, ...]) -> None:
+    values = np.random.default_rng(0).normal(size=(600_000, 2)).astype(np.float32)
+    values[7 : 7 + len(outliers)] = np.reshape(outliers, (-1, 1))
+    values[::3, 1] = np.float32(-0.0)
+    tracemalloc.start()
+    found = compute_statistics(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    exact = values.astype(np.float64)
     for name, expected in zip(("q01", "q99"), np.quantile(exact, [0.01, 0.99], axis=0), strict=True):
-        np.testing.assert_allclose(found[name], expected, rtol=1e-9)
+        assert found[name] == expected.tolist()
     np.testing.assert_allclose(found["std"], exact.std(0), rtol=1e-9)
+    few = exact[:5]
+    assert compute_statistics(few)["q99"] == pytest.approx(np.quantile(few, 0.99, axis=0), rel=1e-12)
