@@ -34,11 +34,15 @@ _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 @dataclass(frozen=True)
 class RobomimicEpisode:
-    """One demonstration. demo: its h5py group, which keeps the file open; task: its instruction when it has none of its own."""
+    """One demonstration. demo: its h5py group, which keeps the file open; task: its instruction when it has none of its own.
+
+    features: of the dataset, to which its shapes are held.
+    """
 
     demo: Any
     source: str
     task: str
+    features: Mapping[str, Feature]
 
     @cached_property
     def num_actions(self) -> int:
@@ -108,6 +112,11 @@ class RobomimicEpisode:
         shape = self._shape(name)
         if shape[0] != self.num_actions:
             raise InputError(f"{self.source}: {name} has {shape[0]} steps, actions {self.num_actions}; drop it with --skip-bad")
+        usual = self.features.get(name.removeprefix("next_"))
+        if usual is not None and shape[1:] != usual.shape:
+            raise InputError(
+                f"{self.source}: {name} is {list(shape[1:])} a step, {list(usual.shape)} in the first episode; drop it with --skip-bad"
+            )
         try:
             values = self.demo[name][-rows:] if last else self.demo[name][:rows]
         except _DAMAGE as error:
@@ -119,13 +128,17 @@ class RobomimicEpisode:
 
 @dataclass(frozen=True)
 class RobomimicDataset:
-    """An opened dataset. demos: split -> [(file, name of the group)]; tasks: file -> its instruction."""
+    """An opened dataset. demos: split -> [(file, name of the group)]; tasks: file -> its instruction.
+
+    damaged: files of a folder that cannot be read -> why; each is an unreadable episode of every split (how many it had, nobody knows).
+    """
 
     path: Path
     name: str
     features: dict[str, Feature]
     demos: dict[str, list[tuple[Path, str]]]
     tasks: dict[Path, str]
+    damaged: dict[Path, str]
     description: dict[str, Any] | None
     format: str = "robomimic"
 
@@ -139,45 +152,62 @@ class RobomimicDataset:
 
     @classmethod
     def open(cls, path: str | Path) -> RobomimicDataset:
-        """Open a file, or a folder of files of one robot. InputError says what is missing."""
+        """Open a file, or a folder of files of one robot, of which some may be damaged. InputError says what is missing."""
         path = Path(path)
         files = _files(path)
         if not files:
             raise InputError(f"{path}: no .hdf5 file; give robomimic's file, or a folder of them")
-        demos: dict[str, list[tuple[Path, str]]] = {}
-        heads = []
+        heads: dict[Path, _Head] = {}
+        damaged: dict[Path, str] = {}
         for file in files:
-            with _open(file) as opened:
-                heads.append(_head(opened, file))
-                for split, names in _splits(opened, file).items():
-                    demos.setdefault(split, []).extend((file, name) for name in names)
-        first = heads[0]
-        for file, head in zip(files, heads, strict=True):
+            try:
+                with _open(file) as opened:
+                    heads[file] = _head(opened, file)
+            except InputError as error:
+                if len(files) == 1:
+                    raise
+                damaged[file] = f"{error}, or leave the file out with --skip-bad"
+        if not heads:
+            raise InputError(f"{path}: none of its {len(files)} files can be read; {next(iter(damaged.values()))}")
+        first = next(iter(heads.values()))
+        for file, head in heads.items():
             if head.derived.get("action") != first.derived.get("action") and not _same_but_limits(head.derived, first.derived):
                 raise InputError(
-                    f"{file}: has other actions than {files[0].name} (env_args); give files of one robot, one by one"
+                    f"{file}: has other actions than {next(iter(heads)).name} (env_args); give files of one robot, one by one"
                 )
         derived = first.derived
         if "action" in derived and len(heads) > 1:
-            derived = {**derived, "action": {**derived["action"], **_limits([head.derived["action"] for head in heads])}}
-        tasks = {file: head.task for file, head in zip(files, heads, strict=True)}
+            derived = {
+                **derived,
+                "action": {**derived["action"], **_limits([head.derived["action"] for head in heads.values()])},
+            }
+        splits = dict.fromkeys(split for head in heads.values() for split in head.splits)
+        demos = {
+            split: [
+                (file, name)
+                for file in files
+                for name in (heads[file].splits.get(split, ()) if file in heads else ("episodes",))
+            ]
+            for split in splits
+        }
+        tasks = {file: head.task for file, head in heads.items()}
         description = merge_description(derived, find_description(path))
-        return cls(path, path.stem if path.is_file() else path.name, first.features, demos, tasks, description)
+        name = path.stem if path.is_file() else path.name
+        return cls(path, name, first.features, demos, tasks, damaged, description)
 
     def episodes(self, split: str, indices: range) -> Iterator[RobomimicEpisode | InputError]:
         opened: tuple[Path, Any] | None = None
-        lost: Path | None = None
         for number, (file, name) in zip(indices, self.demos[split][indices.start : indices.stop], strict=True):
             source = f"{self.name} {split} #{number} ({file.name} {name})"
-            if file == lost:
+            if file in self.damaged:
+                yield InputError(f"{source}: {self.damaged[file]}")
                 continue
             try:
                 # Never closed: the episodes that were given out still read from it, and h5py closes it after the last of them.
                 opened = opened if opened and opened[0] == file else (file, _open(file))
                 demo = opened[1]["data"].get(name)
             except InputError as error:
-                lost = file
-                yield error
+                yield InputError(f"{source}: {error}")
                 continue
             except _DAMAGE as error:
                 yield InputError(f"{source}: cannot be read ({_line(error)}); copy the file again")
@@ -185,7 +215,7 @@ class RobomimicDataset:
             if demo is None:
                 yield InputError(f"{source}: the mask {split!r} names it, but it is not in the file; drop it with --skip-bad")
             else:
-                yield RobomimicEpisode(demo, source, self.tasks[file])
+                yield RobomimicEpisode(demo, source, self.tasks[file], self.features)
 
 
 @dataclass(frozen=True)
@@ -195,6 +225,7 @@ class _Head:
     features: dict[str, Feature]
     derived: dict[str, Any]
     task: str
+    splits: dict[str, list[str]]
 
 
 def _files(path: Path) -> list[Path]:
@@ -233,6 +264,7 @@ def _sorted(names: list[str]) -> list[str]:
 
 def _head(opened: Any, file: Path) -> _Head:
     data = opened["data"]
+    splits = _splits(opened, file)
     own, args, problem = (_json(data, key, file) for key in (OWN, "env_args", "problem_info"))
     demos = _sorted(list(data))
     try:
@@ -249,12 +281,24 @@ def _head(opened: Any, file: Path) -> _Head:
     # LIBERO has written it as text, as a list of words and as quoted text.
     text = (" ".join(map(str, task)) if isinstance(task, list) else str(task or "")).strip('" ') or task_name(args)
     if own:
-        return _Head(features, own, text)
-    derived = describe_actions(args, size, lambda: _bounds(data, demos))
-    derived |= {"observations": describe_observations(features), "instruction": _TEXT}
+        return _Head(features, own, text, splits)
+    derived = describe_actions(args, size, lambda: _bounds(data, demos, size))
+    observations: dict[str, Any] = describe_observations(features)
+    if _upside_down(data):
+        cameras = [ours for ours in observations if ours.startswith("image_")]
+        observations |= {ours: {"key": observations[ours], "rotate180": True} for ours in cameras}
+    derived |= {"observations": observations, "instruction": _TEXT}
     if "rewards" in features:
         derived["reward"] = "rewards"
-    return _Head(features, derived, text)
+    return _Head(features, derived, text, splits)
+
+
+def _upside_down(data: Any) -> bool:
+    """LIBERO keeps its pictures as OpenGL renders them, the lowest row first; its files have the task's BDDL. robomimic's are upright.
+
+    They are turned rather than mirrored, as OpenVLA has turned them for its RLDS copies and everybody since.
+    """
+    return "bddl_file_name" in data.attrs and _text(data.attrs.get("macros_image_convention")) != "opencv"
 
 
 def _features(demo: Any) -> dict[str, Feature]:
@@ -277,16 +321,19 @@ def _features(demo: Any) -> dict[str, Feature]:
     return features
 
 
-def _bounds(data: Any, demos: list[str]) -> tuple[list[float], list[float]]:
-    """Least and greatest of each action, over the episodes that can be read."""
+def _bounds(data: Any, demos: list[str], size: int) -> tuple[list[float], list[float]]:
+    """Least and greatest of each of `size` actions, over the episodes that can be read and have so many."""
     low, high = [], []
     for name in demos:
         try:
             actions = data[name]["actions"][:]
-            low.append(actions.min(axis=0))
-            high.append(actions.max(axis=0))
         except _DAMAGE:
             continue
+        if actions.shape[1:] == (size,) and len(actions) and actions.dtype.kind in "biuf":
+            low.append(actions.min(axis=0))
+            high.append(actions.max(axis=0))
+    if not low:
+        raise InputError(f"{data.file.filename}: no actions can be read; copy it again")
     return np.nanmin(low, axis=0).tolist(), np.nanmax(high, axis=0).tolist()
 
 

@@ -5,7 +5,8 @@
     {"key": "action[3:7]", "scale": 1, "offset": 0, "rotation": ["quaternion_xyzw", "euler_xyz"], "delta": "next", "angles": true,
      "into": {"key": "observation/pose[3:6]", "rotation": "euler_xyz"}, "clip": [0, 1], "gripper": "binarize"}
 
-`{"constant": 0, "size": 3}` fills in what a dataset lacks. There is no function for one dataset.
+`{"constant": 0, "size": 3}` fills in what a dataset lacks. A camera is a feature, or `{"key": "obs/agentview_rgb", "rotate180": true}`
+where the data have it upside down. There is no function for one dataset.
 """
 
 from __future__ import annotations
@@ -184,6 +185,31 @@ class Part:
             binary = "binarised: above 0.95 is 1, below 0.05 is 0, between is the next settled value"
             lines.append(binary if self.gripper == "binarize" else "relative gripper commands made absolute, 1 is open")
         return [f"{self.key}: {line}" for line in lines]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera, a whole feature. rotate180: the data have it upside down."""
+
+    key: str
+    rotate180: bool = False
+
+    @classmethod
+    def parse(cls, value: Any, where: str) -> Camera:
+        value = {"key": value} if isinstance(value, str) else value
+        fits = isinstance(value, dict) and "key" in value and set(value) <= {"key", "rotate180"}
+        if not fits or not isinstance(value["key"], str) or not isinstance(value.get("rotate180", False), bool):
+            raise InputError(
+                f'{where}: {value!r} is no camera; it must be one step feature, or {{"key": feature, "rotate180": true}}'
+            )
+        return cls(**value)
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """[N,H,W,3] -> the same, upright."""
+        return np.ascontiguousarray(frames[:, ::-1, ::-1]) if self.rotate180 else frames
+
+    def changes(self) -> list[str]:
+        return [f"{self.key}: turned by 180 degrees"] if self.rotate180 else []
 
 
 def parse_parts(value: Any, where: str) -> tuple[Part, ...]:

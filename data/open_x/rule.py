@@ -1,7 +1,7 @@
 """Rule: how to read one dataset, as data. From a robot_rl.json, from what the format itself says, or from the Open-X registry.
 
     {"action": {"names", "units", "low", "high", "frame", "control_hz"},
-     "observations": {our key: their key, or a list of parts}, "actions": their key or parts,
+     "observations": {our key: their key, or parts (of a camera: data.open_x.parts.Camera)}, "actions": their key or parts,
      "instruction": their text key or {"text": "..."}, "reward": their key, "terminated": their key,
      "success": a metadata key, {"step": key}, {"reward": threshold} or {"metadata": key, "contains": text},
      "camera_flags": {our camera: metadata flag}, "skip": ["no instruction", "failures"], "first_step": 1, "every": 5,
@@ -22,7 +22,7 @@ from typing import Any
 from data.episode import check_action
 from data.errors import InputError
 from data.formats.base import DESCRIPTION_FILE, Feature
-from data.open_x.parts import Part, parse_parts
+from data.open_x.parts import Camera, Part, parse_parts
 
 SKIP = ("no instruction", "failures")
 _FIELDS = {
@@ -42,7 +42,7 @@ class Rule:
     action: dict[str, Any]
     actions: tuple[Part, ...]
     observations: dict[str, tuple[Part, ...]]
-    cameras: dict[str, str]
+    cameras: dict[str, Camera]
     instruction: str = ""
     text: str = ""
     reward: str | None = None
@@ -60,6 +60,8 @@ class Rule:
         lines = [f"action: {line}" for part in self.actions for line in part.changes()]
         for key, parts in self.observations.items():
             lines += [f"{key}: {line}" for part in parts for line in part.changes()]
+        for key, camera in self.cameras.items():
+            lines += [f"{key}: {line}" for line in camera.changes()]
         lines += [f"the first {self.first_step} steps of an episode are left out"] if self.first_step else []
         lines += [f"only every {self.every}th step is read"] if self.every > 1 else []
         lines.append(
@@ -107,9 +109,9 @@ def make_rule(values: dict[str, Any], features: Mapping[str, Feature], where: st
     action, observations = check_action(values.get("action"), where), values.get("observations")
     if not isinstance(observations, dict) or not observations:
         raise InputError(f'{where}: `observations` must map our names to step features, as {{"proprio": "observation/state"}}')
-    cameras = {ours: theirs for ours, theirs in observations.items() if ours.startswith("image_")}
-    if not all(isinstance(theirs, str) for theirs in cameras.values()):
-        raise InputError(f"{where}: `observations` must map each camera to one step feature, not to parts")
+    cameras = {
+        ours: Camera.parse(theirs, f"{where}: {ours}") for ours, theirs in observations.items() if ours.startswith("image_")
+    }
     instruction = values.get("instruction", "language_instruction")
     fixed = isinstance(instruction, dict)
     if not isinstance(instruction.get("text") if fixed else instruction, str):
@@ -138,15 +140,15 @@ def make_rule(values: dict[str, Any], features: Mapping[str, Feature], where: st
 
 def _check_features(rule: Rule, features: Mapping[str, Feature], where: str) -> None:
     parts = [*rule.actions, *(part for parts in rule.observations.values() for part in parts)]
-    named = {name for part in parts for name in part.features} | set(rule.cameras.values())
+    named = {name for part in parts for name in part.features} | {camera.key for camera in rule.cameras.values()}
     of_success = rule.success[1] if rule.success[0] == "step" else None
     named |= {name for name in (rule.instruction, rule.reward, rule.terminated, of_success) if name}
     missing = sorted(named - set(features))
     if missing:
         raise InputError(f"{where}: needs step features {', '.join(missing)}, has {', '.join(sorted(features))}")
-    for ours, theirs in rule.cameras.items():
-        if features[theirs].kind != "image":
-            raise InputError(f"{where}: {ours} is {theirs}, which holds no images but {features[theirs].kind}s")
+    for ours, camera in rule.cameras.items():
+        if features[camera.key].kind != "image":
+            raise InputError(f"{where}: {ours} is {camera.key}, which holds no images but {features[camera.key].kind}s")
     for part in parts:
         for name in part.features:
             if features[name].kind != "tensor":

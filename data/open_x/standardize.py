@@ -40,7 +40,7 @@ def standardize(raw: RawEpisode, rule: Rule, images: bool = True) -> Episode | N
             f"{raw.source}: action has shape {actions.shape}, its description names {len(rule.action['names'])} dimensions"
         )
     for camera in real_cameras(raw, rule) if images else ():
-        observations[camera] = steps.values(rule.cameras[camera])
+        observations[camera] = rule.cameras[camera](steps.values(rule.cameras[camera].key))
     return Episode(
         observations=observations,
         actions=actions,
@@ -121,4 +121,4 @@ def real_cameras(raw: RawEpisode, rule: Rule) -> list[str]:
     if not rule.camera_flags:
         return cameras
     flagged = [key for key in cameras if key not in rule.camera_flags or raw.metadata(rule.camera_flags[key], False)]
-    return flagged or [key for key in cameras if raw.step(rule.cameras[key], limit=1).any()]
+    return flagged or [key for key in cameras if raw.step(rule.cameras[key].key, limit=1).any()]

@@ -256,7 +256,8 @@ FEATURES = {
     [
         ({"actionss": 1}, "unknown field 'actionss'; there are action, actions, "),
         ({"observations": {"image_primary": "state"}}, "image_primary is state, which holds no images"),
-        ({"observations": {"image_primary": ["state"]}}, "one step feature, not to parts"),
+        ({"observations": {"image_primary": ["state"]}}, "is no camera; it must be one step feature"),
+        ({"observations": {"image_primary": {"key": "state", "rotate180": 1}}}, "is no camera; it must be one step feature"),
         ({"observations": {"proprio": "text"}}, "text holds texts, a part needs numbers"),
         ({"instruction": 3}, "`instruction` is 3"),
         ({"reward": "score"}, "needs step features score, has action"),

@@ -18,6 +18,7 @@ from data.episode import Episode
 from data.errors import InputError
 from data.formats import open_format
 from data.formats.robomimic_writer import RobomimicWriter
+from data.quality.check import check
 from data.rotations import convert
 from data.source import open_dataset, read_episodes
 from tests.data import robomimic_files as files
@@ -166,13 +167,53 @@ def test_a_folder_of_tasks_as_libero_comes(tmp_path: Path) -> None:
     for name, task in tasks.items():
         problem = json.dumps({"problem_name": "libero", "language_instruction": task})
         args = files.env_args(name=name.split("_")[0])
-        files.write(tmp_path / name, 3, args, next_obs=False, shapes=shapes, attributes={"problem_info": problem})
+        attributes = {"problem_info": problem, "bddl_file_name": "open.bddl", "macros_image_convention": "opengl"}
+        files.write(tmp_path / name, 3, args, next_obs=False, shapes=shapes, attributes=attributes)
     source = open_dataset(tmp_path)
     assert [episode.instruction for episode in read_episodes(source)] == [task for task in tasks.values() for _ in range(3)]
-    assert set(next(read_episodes(source)).observations) == {"image_primary", "image_wrist", "proprio"}
+    first = next(read_episodes(source))
+    assert set(first.observations) == {"image_primary", "image_wrist", "proprio"}
+    # LIBERO's pictures are upside down.
+    theirs = files.observations(0, 4, shapes)["agentview_rgb"][:-1]
+    np.testing.assert_array_equal(first.observations["image_primary"], theirs[:, ::-1, ::-1])
+    assert "image_wrist: obs/eye_in_hand_rgb: turned by 180 degrees" in source.changes
     assert [len(episode) for episode in source.read(range(2, 4)) if isinstance(episode, Episode)] == [5, 3]
     files.write(tmp_path / "other.hdf5", 1, files.env_args({**files.OSC_POSE, "output_max": 1, "control_delta": False}))
     fails(lambda: open_dataset(tmp_path), "other.hdf5: has other actions")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None])
+def test_a_damaged_file_of_a_folder_is_left_out_alone(tmp_path: Path, content: bytes | None) -> None:
+    for name in ("a.hdf5", "b.hdf5", "c.hdf5"):
+        files.write(tmp_path / name, 3, files.env_args())
+    damaged = tmp_path / "b.hdf5"
+    damaged.write_bytes(damaged.read_bytes()[:5000] if content is None else content)
+    source = open_dataset(tmp_path)
+    items = list(source.read(range(source.length)))
+    assert [isinstance(item, Episode) for item in items] == [True] * 3 + [False] + [True] * 3
+    for part in (str(damaged), "not a readable HDF5 file", "--skip-bad"):
+        assert part in str(items[3])
+    (finding,) = (finding for finding in check(source) if finding.fault == "unusable-episode")
+    assert "b.hdf5" in str(finding)
+    for name in ("a.hdf5", "c.hdf5"):
+        (tmp_path / name).write_bytes(b"")
+    fails(lambda: open_dataset(tmp_path), "none of its 3 files can be read", "a.hdf5: not a readable HDF5 file")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_demonstrations_of_other_sizes_are_named_and_left_out(tmp_path: Path, known: bool) -> None:
+    file = files.write(tmp_path / "mixed.hdf5", 6, files.env_args(*([] if known else [None])))
+    with h5py.File(file, "a") as opened:
+        for number, name, width in ((2, "actions", 6), (3, "obs/object", 11), (4, "next_obs/robot0_eef_pos", 2)):
+            demo = opened[f"data/demo_{number}"]
+            del demo[name]
+            demo[name] = np.zeros((4 + number, width))
+    items = read(file)
+    assert [number for number, item in enumerate(items) if isinstance(item, InputError)] == [2, 3, 4]
+    for item, name in zip(items[2:5], ("actions is [6]", "obs/object is [11]", "next_obs/robot0_eef_pos is [2]"), strict=True):
+        assert f"{name} a step" in str(item)
+        assert "(mixed.hdf5 demo_" in str(item)
+        assert str(item).endswith("drop it with --skip-bad")
 
 
 def test_instructions_of_episodes(file: Path) -> None:
