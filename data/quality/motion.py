@@ -47,10 +47,11 @@ def motion_faults(found: Survey) -> Iterator[Finding]:
     yield from _stuck_grippers(found)
     yield from _bounds(found, q01, q99)
     spikes: dict[str, str] = {}
-    absurd = absurd_values(found)
+    absurd = absurd_values(found)  # told once
+    sane = [facts for facts in found.episodes if facts.source not in absurd]
     for i in (i for i in range(found.size) if i not in found.grippers and q99[i] > q01[i]):
         width = SPIKE_RANGES * (q99[i] - q01[i])
-        for facts in (facts for facts in found.episodes if facts.source not in absurd):
+        for facts in sane:
             for value, at in ((facts.low[i], facts.low_at[i]), (facts.high[i], facts.high_at[i])):
                 if not q01[i] - width <= value <= q99[i] + width:
                     spikes.setdefault(
@@ -66,7 +67,7 @@ def motion_faults(found: Survey) -> Iterator[Finding]:
         )
     jumps: dict[str, str] = {}
     for index, pair in enumerate(found.pairs):
-        for facts in found.episodes:
+        for facts in sane:
             if facts.jump_alone[index] > JUMP_ALONE * alone[index] > 0 and facts.jump[index] > JUMP_FAST * changes[index]:
                 jumps.setdefault(
                     facts.source,

@@ -10,6 +10,8 @@ SMALL = (
     64  # pixels of the longer side at which motion in frames is measured: sensor and coding noise average out, an arm remains
 )
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -95,7 +97,7 @@ def wrapping(episodes: list[np.ndarray]) -> np.ndarray:
     """Which of the P columns are angles that jump by a turn: bool [P], from some episodes' values, [T+1,P] each."""
     within = np.all([np.abs(values).max(0) <= 2 * np.pi + 0.1 for values in episodes], axis=0)
     # A step of nearly a turn, and not merely a fast one, is what tells an angle from a length or a joint without stops.
-    turns = np.any([(np.abs(np.diff(values, axis=0)) > 1.5 * np.pi).any(0) for values in episodes], axis=0)
+    turns = np.any([(np.abs(np.diff(values.astype(np.float64), axis=0)) > 1.5 * np.pi).any(0) for values in episodes], axis=0)
     return np.asarray(within & turns)
 
 
@@ -141,7 +143,7 @@ class Reservoir:
         self._squares += (shifted**2).sum(0)
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
         self.count += len(rows)
-        self._rows.append(rows.astype(np.float32))
+        self._rows.append(np.clip(rows, -LARGEST, LARGEST).astype(np.float32))
         self._keys.append(self._rng.random(len(rows)))
         if sum(map(len, self._keys)) > 2 * self._size:
             self._trim()

@@ -171,11 +171,12 @@ def survey(source: EpisodeSource, limit: int | None = None, skip_bad: bool = Tru
 
 def commands(actions: np.ndarray, pairs: list[Pair]) -> np.ndarray:
     """What the actions [T,A] ask each paired dimension to move by: [T,pairs]; an absolute target by how much it changes."""
+    actions = actions.astype(np.float64)
     columns = [
         np.diff(actions[:, pair.action], prepend=actions[:1, pair.action]) if pair.absolute else actions[:, pair.action]
         for pair in pairs
     ]
-    return np.stack(columns, axis=1).astype(np.float64) if pairs else np.zeros((len(actions), 0))
+    return np.stack(columns, axis=1) if pairs else np.zeros((len(actions), 0))
 
 
 def _max_lag(hz: float, known: list[Episode]) -> int:

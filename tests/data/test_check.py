@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ import pytest
 from data.episode import Episode
 from data.errors import InputError
 from data.quality.check import check
+from data.quality.inspection import inspect
 from data.source import EpisodeList
 from tests.data.arm_data import clean, each, with_episode
 
@@ -290,6 +293,17 @@ def test_clean_without_proprio_frames_or_labels() -> None:
 
     assert check(each(clean(5), bare)) == []
     assert check(each(clean(6), lambda episode: replace(episode, observations={}))) == []
+
+
+def test_numbers_at_the_end_of_float32_upset_nothing() -> None:
+    episode = clean(0).items[VICTIM]
+    proprio, actions = episode.observations["proprio"].copy(), episode.actions.copy()
+    proprio[9:11, 2] = actions[4:6, 1] = 3.3e38, -3.3e38
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = inspect(with_episode(clean(0), VICTIM, actions=actions, observations={"proprio": proprio}))
+    json.dumps(found, allow_nan=False)
+    assert [finding["fault"] for finding in found["findings"]] == ["absurd-value"]
 
 
 def test_nothing_usable_is_bad_input() -> None:
