@@ -87,7 +87,7 @@ def _relabel(
 def _label(store: Store, success: np.ndarray, reward: RewardConfig) -> dict[str, np.ndarray]:
     columns: dict[str, list[np.ndarray]] = {"reward": [], "mask": [], "mc_return": []}
     for length, code in zip(np.diff(store.episode_ends, prepend=0) - 1, success, strict=True):
-        labels = reward.label(int(length), None if code < 0 else bool(code), None, None, str(store.path))
+        labels = reward.label(int(length), None if code < 0 else bool(code))
         for column, values in zip(columns.values(), labels, strict=True):
             column.append(np.append(values, np.float32(0)))
     return {key: np.concatenate(parts) for key, parts in columns.items()}

@@ -7,7 +7,7 @@ negative: any episode is a failure at an instruction that it was not given, whic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -74,28 +74,9 @@ def relabelled(
     negative &= (other != achieved) & (other != instruction)
     result = np.where(hindsight, achieved, np.where(negative, other, instruction)).astype(instruction.dtype)
     config = RewardConfig.from_json(store.reward)
-    success, failure = (outcome(steps, good, n_step, config.success_steps, discount) for good in (True, False))
+    success, failure = (config.backup(steps, good, n_step, discount) for good in (True, False))
     changed = {
         key: np.where(hindsight, success[key], np.where(negative, failure[key], value)).astype(np.float32)
         for key, value in labels.items()
     }
     return result, changed
-
-
-def outcome(steps: np.ndarray, success: bool, n_step: int, success_steps: int, discount: float) -> dict[str, np.ndarray]:
-    """reward, discount and mc_return [B] of an N-step backup in an episode that succeeds or fails, `steps` before its end.
-
-    In closed form what `data.labels.rewards.label` and the sampler's backup give: -1 a step until the first terminal one.
-    """
-    paid = np.maximum(steps - success_steps, 0) if success else steps
-    within, gamma = np.minimum(paid, n_step), discount
-    reaches = success & (steps - success_steps < n_step)
-
-    def geometric(n: np.ndarray) -> Any:
-        return n if gamma == 1 else (1 - gamma**n) / (1 - gamma)
-
-    return {
-        "reward": -geometric(within),
-        "discount": np.where(reaches, 0.0, gamma ** np.minimum(steps, n_step)),
-        "mc_return": -geometric(paid),
-    }

@@ -1,6 +1,6 @@
 """Rewards of an episode: V-GPS's convention (-1 a step, 0 once the task is done, terminal from there on), or the data's own.
 
-Pure functions over one episode.
+The one place where rewards, masks and returns are defined. Pure functions over one episode, or over draws from some.
 """
 
 from __future__ import annotations
@@ -42,33 +42,49 @@ class RewardConfig:
         return cls(values["kind"], values.get("success_steps", cls.success_steps), values["discount"])
 
     def label(
-        self, length: int, success: bool | None, rewards: np.ndarray | None, terminated: bool | None, source: str
+        self,
+        length: int,
+        success: bool | None,
+        rewards: np.ndarray | None = None,
+        terminated: bool | None = None,
+        source: str = "episode",
     ) -> Labels:
-        """reward, mask and mc_return, float32 [T] each, of an episode. InputError where its own rewards are wanted and missing."""
+        """reward, mask and mc_return, float32 [T] each, of an episode of `length` T transitions.
+
+        `success`: a success (None, an unlabelled demonstration, counts as one) has reward 0 and mask 0 on its last `success_steps`
+        steps; every other step has reward -1 and mask 1. A failure is never terminal: its mask is 1 throughout, so a TD target
+        bootstraps past its end, and its Monte-Carlo return is the finite sum over what was recorded. `given`: `rewards` [T] as they
+        are, and mask 0 on the last step of an episode that has `terminated`; InputError, which names `source`, without rewards.
+        """
         if self.kind == "success":
-            return label(length, success, self.success_steps, self.discount)
-        if rewards is None:
+            paid = self._paid(np.arange(length, 0, -1), success is not False)
+            reward, mask = np.where(paid, -1.0, 0.0), np.where(paid, 1.0, 0.0)
+        elif rewards is None:
             raise InputError(
                 f"{source}: carries no rewards; convert with --reward success, or name its reward in robot_rl.json"
             )
-        mask = np.ones(length)
-        mask[-1] = 0.0 if terminated else 1.0
-        mc_return = monte_carlo(rewards, mask, self.discount)
-        return rewards.astype(np.float32), mask.astype(np.float32), mc_return.astype(np.float32)
+        else:
+            reward, mask = rewards, np.where(np.arange(length) == length - 1, 0.0 if terminated else 1.0, 1.0)
+        mc_return = monte_carlo(reward, mask, self.discount)
+        return reward.astype(np.float32), mask.astype(np.float32), mc_return.astype(np.float32)
 
+    def backup(self, steps: np.ndarray, success: bool, n_step: int, discount: float) -> dict[str, np.ndarray]:
+        """reward, discount and mc_return [B] of an N-step backup in an episode that succeeds or fails, `steps` [B] before its end.
 
-def label(length: int, success: bool | None, success_steps: int, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """reward, mask and mc_return, float32 [T] each, of an episode of `length` T transitions.
+        In closed form what `label` (of kind `success`) and the sampler's backup give.
+        """
+        paid = self._paid(steps, success)
+        within = np.minimum(steps, n_step)
+        return {
+            "reward": -_geometric(np.minimum(paid, n_step), discount),
+            # A backup that goes on to a step that is not paid for has reached a terminal one.
+            "discount": np.where(paid < within, 0.0, discount**within),
+            "mc_return": -_geometric(paid, discount),
+        }
 
-    A success (None, an unlabelled demonstration, counts as one) has reward 0 and mask 0 on its last `success_steps` steps; every
-    other step has reward -1 and mask 1. A failure is never terminal: its mask is 1 throughout, so a TD target bootstraps past its
-    end, and its Monte-Carlo return is the finite sum over what was recorded.
-    """
-    reward, mask = np.full(length, -1.0), np.ones(length)
-    if success is not False:
-        reward[-success_steps:] = 0.0
-        mask[-success_steps:] = 0.0
-    return reward.astype(np.float32), mask.astype(np.float32), monte_carlo(reward, mask, discount).astype(np.float32)
+    def _paid(self, steps: np.ndarray, success: bool) -> np.ndarray:
+        """How many of the `steps` that are left cost -1; those after them are terminal."""
+        return np.maximum(steps - self.success_steps, 0) if success else steps
 
 
 def monte_carlo(reward: np.ndarray, mask: np.ndarray, discount: float) -> np.ndarray:
@@ -78,3 +94,8 @@ def monte_carlo(reward: np.ndarray, mask: np.ndarray, discount: float) -> np.nda
         following = float(reward[t]) + discount * float(mask[t]) * following
         result[t] = following
     return result
+
+
+def _geometric(count: np.ndarray, ratio: float) -> np.ndarray:
+    """sum_{i<count} ratio^i"""
+    return count if ratio == 1 else (1 - ratio**count) / (1 - ratio)

@@ -17,11 +17,7 @@ from data.store.sampler import ChunkSampler
 
 
 class MixtureSampler:
-    """Draws each window from one of the samplers, with `probabilities` [N]. `batch` is that of a ChunkSampler.
-
-    instruction_index counts through the samplers' instructions in their order (`instructions`), and `source` int32 [B] says which
-    sampler a window came from.
-    """
+    """Draws each window from one of the samplers, with `probabilities` [N]. `batch` is that of a ChunkSampler."""
 
     def __init__(
         self, samplers: Sequence[ChunkSampler], probabilities: Sequence[float], normalization: Kind | None = None
@@ -79,9 +75,6 @@ class MixtureSampler:
             for when in ("observations", "next_observations"):
                 if when in part:
                     part[when][key] = ours.unnormalize(theirs.normalize(part[when][key]))
-        before = sum(len(sampler.store.instructions) for sampler in self.samplers[:index])
-        part["instruction_index"] = part["instruction_index"] + np.int32(before)
-        part["source"] = np.full(len(part["rows"]), index, np.int32)
 
 
 def _scales(reference: ChunkSampler, sampler: ChunkSampler, normalization: Kind) -> dict[str, tuple[Normalizer, Normalizer]]:

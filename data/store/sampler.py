@@ -64,10 +64,12 @@ class ChunkSampler:
         self._ram: dict[str, np.ndarray] = {}
         self._buffers: dict[str, np.ndarray] = {}
         self.starts = np.empty(0, np.int64)
+        self._drawn = np.empty(0, np.int64)
         self._texts = np.empty(0, object)
         self._read(0, 0)
-        if not len(self.starts):
-            longest = int(np.diff(store.episode_ends, prepend=0).max()) - 1
+        longest = int(np.diff(store.episode_ends, prepend=0).max()) - 1
+        # A chunk longer than every episode is a mistake, not data, although `every_start` would pad it.
+        if not len(self.starts) or horizon > longest:
             raise InputError(
                 f"{store.path}: no episode is long enough for a chunk of {max(horizon, self.n_step)} actions (the longest has "
                 f"{longest}); choose a shorter --chunk"
@@ -101,16 +103,19 @@ class ChunkSampler:
             "episode": np.repeat(np.arange(episode, episode + len(rows)), rows),
         }
         loaded["reward"], loaded["discount"] = self._backup(reward, mask, loaded["final"] - start)
-        loaded["terminal"] = mask[np.maximum(loaded["final"] - 1 - start, 0)] == 0
+        loaded["terminal"] = mask == 0
         for key, values in loaded.items():
             self._extend(key, start, values)
         if len(store.instructions) > len(self._texts):
             self._embeddings = store.language.encode(store.instructions)
             self._texts = np.asarray(store.instructions, dtype=object)
-        if self._episodes is not None:
-            start = 0  # which episodes are drawn from depends on how many there are
-        kept = self.starts[: np.searchsorted(self.starts, start)]
-        self.starts = np.concatenate([kept, start + self._find_starts(start)])
+        drawn = self._choose_episodes()
+        before, after = (episodes[: np.searchsorted(episodes, episode)] for episodes in (self._drawn, drawn))
+        if np.array_equal(before, after):
+            kept, new = self.starts[: np.searchsorted(self.starts, start)], drawn[len(after) :]
+        else:
+            kept, new = self.starts[:0], drawn  # others are evenly spread over the episodes now
+        self.starts, self._drawn = np.concatenate([kept, self._find_starts(new)]), drawn
 
     def _extend(self, key: str, start: int, values: np.ndarray) -> None:
         """Put values behind the first `start` rows. A store that grows step by step is not copied step by step."""
@@ -123,26 +128,25 @@ class ChunkSampler:
         buffer[start:rows] = values
         self._ram[key] = buffer[:rows]
 
-    def _find_starts(self, start: int) -> np.ndarray:
-        """Valid starts from row `start` on, which begins an episode, counted from there."""
-        ram = {key: self._ram[key][start:] for key in ("final", "first", "terminal", "episode")}
-        final, row = ram["final"], np.arange(start, self.store.rows)
-        last = final - 1
-        if not self.every_start:
-            last = np.where(ram["terminal"], last, final - max(self.horizon, self.n_step))
-        # A chunk longer than every episode is a mistake, not data.
-        valid = (row <= last) & (self.horizon <= np.diff(self.store.episode_ends, prepend=0).max() - 1)
+    def _choose_episodes(self) -> np.ndarray:
+        """The numbers of the episodes to draw from, in order."""
         count = self.store.length
-        if self._episodes is not None and self._episodes < count:
-            chosen = np.zeros(count, bool)
-            chosen[np.linspace(0, count - 1, self._episodes).round().astype(int)] = True
-            valid &= chosen[ram["episode"]]
-        if self._starts_per_episode is not None:
-            length, number = last - ram["first"] + 1, row - ram["first"]
-            # Every start whose number crosses a multiple of length / limit: evenly spread, at most so many.
-            limit = np.minimum(self._starts_per_episode, np.maximum(length, 1))
-            valid &= (number * limit) // np.maximum(length, 1) != ((number - 1) * limit) // np.maximum(length, 1)
-        return np.flatnonzero(valid)
+        if self._episodes is None or self._episodes >= count:
+            return np.arange(count)
+        return np.linspace(0, count - 1, self._episodes).round().astype(np.int64)
+
+    def _find_starts(self, episodes: np.ndarray) -> np.ndarray:
+        """The valid start rows of some episodes, in order."""
+        final = self.store.episode_ends[episodes] - 1
+        first, last = self._ram["first"][final], final - 1
+        if not self.every_start:
+            last = np.where(self._ram["terminal"][final - 1], last, final - max(self.horizon, self.n_step))
+        length = np.maximum(last - first + 1, 0)
+        count = length if self._starts_per_episode is None else np.minimum(length, self._starts_per_episode)
+        # Of an episode's `length` starts the i-th of `count`, evenly spread: ceil(i length / count).
+        i = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        first, length, count = (np.repeat(values, count) for values in (first, length, count))
+        return first - (-i * length) // count
 
     def __len__(self) -> int:
         """Number of valid starts."""
@@ -162,8 +166,7 @@ class ChunkSampler:
         """B windows: `size` drawn by a generator, or those that start at the given rows [B], which are not relabelled.
 
         observations, next_observations: {key: [B,...], "instruction": B strings, "instruction_embedding": float32 [B,D]}; actions:
-        float32 [B,H,A], physical units; reward, discount (see above), mc_return (at the start): float32 [B]; instruction_index: int32
-        [B]; rows: int64 [B].
+        float32 [B,H,A], physical units; reward, discount (see above), mc_return (at the start): float32 [B]; rows: int64 [B].
         """
         generator = rows if isinstance(rows, np.random.Generator) else None
         if isinstance(rows, np.random.Generator):
@@ -189,7 +192,6 @@ class ChunkSampler:
             **following,
             "actions": ram["action"][chunk],
             **labels,
-            "instruction_index": instruction,
             "rows": rows,
         }
 

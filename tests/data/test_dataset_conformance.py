@@ -27,7 +27,7 @@ from data import (
     read_episodes,
 )
 from data.episode import check_action
-from data.labels.rewards import label
+from data.labels.rewards import RewardConfig
 from tests.data.conftest import ACTION
 from tests.data.minari_environment import record
 
@@ -157,7 +157,9 @@ def test_store_holds_the_episodes(member: tuple[Path, Store], read: list[Episode
         for key, value in episode.observations.items():
             np.testing.assert_array_equal(store.gather(key, rows), value)
         np.testing.assert_array_equal(store.gather("action", rows), np.concatenate([episode.actions, episode.actions[-1:]]))
-        for key, value in zip(("reward", "mask", "mc_return"), label(len(episode), episode.success, 3, 0.98), strict=True):
+        for key, value in zip(
+            ("reward", "mask", "mc_return"), RewardConfig().label(len(episode), episode.success), strict=True
+        ):
             np.testing.assert_array_equal(store.gather(key, rows), np.append(value, 0))
         index = store.gather("instruction_index", rows)
         assert [store.instructions[i] for i in index] == [episode.instruction] * len(rows)

@@ -8,20 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data import ChunkSampler, Episode, InputError, LanguageEncoder, MixtureSampler, ReplayWriter, RewardConfig, Store
-from data.labels.rewards import label
 from tests.conftest import ACTION, INSTRUCTIONS, make_episodes
 
 ROOT = Path(__file__).parents[2]
 
 
+ONLINE = "go home"
+
+
 def language() -> LanguageEncoder:
-    return LanguageEncoder("dataset", dict(zip(INSTRUCTIONS, np.eye(8, dtype=np.float32), strict=False)))
+    return LanguageEncoder("dataset", dict(zip((*INSTRUCTIONS, ONLINE), np.eye(8, dtype=np.float32), strict=False)))
 
 
 def at(episode: Episode, step: int) -> dict[str, np.ndarray]:
@@ -50,7 +54,7 @@ def check_against(store: Store, index: int, episode: Episode, length: int, succe
     for key, value in episode.observations.items():
         np.testing.assert_array_equal(store.gather(key, rows), value[: length + 1])
     np.testing.assert_array_equal(store.gather("action", rows[:-1]), episode.actions[:length])
-    for values, expected in zip(store.labels(), label(length, success, 3, 0.98), strict=True):
+    for values, expected in zip(store.labels(), RewardConfig().label(length, success), strict=True):
         np.testing.assert_array_equal(values[rows], np.append(expected, np.float32(0)))
 
 
@@ -88,6 +92,23 @@ def test_what_a_reader_sees(tmp_path: Path) -> None:
     assert closed.success.tolist() == [0, 1, 0]
     check_against(closed, 2, episodes[2], 2, False)
     assert set(closed.statistics) == {"action", "proprio", "state"}
+
+
+@pytest.mark.parametrize("caps", [{"episodes": 2}, {"episodes": 5}, {"starts_per_episode": 2}, {"every_start": True}])
+def test_a_sampler_that_grows_draws_from_what_a_new_one_would(tmp_path: Path, caps: dict[str, Any]) -> None:
+    episodes = make_episodes(7)
+    with ReplayWriter(tmp_path / "online", ACTION, language=language()) as writer:
+        play(writer, episodes[0])
+        sampler = ChunkSampler(Store.open(tmp_path / "online"), 2, **caps)
+        for episode in episodes[1:]:
+            writer.begin(at(episode, 0), episode.instruction)
+            for step in range(len(episode)):
+                last = step == len(episode) - 1
+                writer.step(episode.actions[step], at(episode, step + 1), truncated=last, success=episode.success)
+                if step in (0, 1) or last:
+                    sampler.refresh()
+                    fresh = ChunkSampler(Store.open(tmp_path / "online"), 2, **caps)
+                    assert sampler.starts.tolist() == fresh.starts.tolist()
 
 
 def test_any_zarr_reader_sees_whole_episodes(tmp_path: Path) -> None:
@@ -180,16 +201,16 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_offline_and_online_mix_by_ratio(tmp_path: Path, store: Store) -> None:
     with ReplayWriter(tmp_path / "online", ACTION, language=language()) as writer:
         for episode in make_episodes(4, seed=9):
-            play(writer, episode)
+            play(writer, replace(episode, instruction=ONLINE))
     online = ChunkSampler(Store.open(tmp_path / "online"), 2)
     mixture = MixtureSampler([ChunkSampler(store, 2), online], [3, 1])
     batch = mixture.batch(np.random.default_rng(0), 64)
-    assert np.bincount(batch["source"]).tolist() == [48, 16]
+    assert [text == ONLINE for text in batch["observations"]["instruction"]] == [False] * 48 + [True] * 16
     part = online.batch(batch["rows"][48:])
     np.testing.assert_array_equal(batch["observations"]["image_primary"][48:], part["observations"]["image_primary"])
     np.testing.assert_array_equal(batch["actions"][48:], part["actions"])
-    counts = sum(np.bincount(mixture.batch(np.random.default_rng(seed), 6)["source"], minlength=2) for seed in range(400))
-    assert abs(counts[1] / counts.sum() - 0.25) < 0.03
+    draws = [mixture.batch(np.random.default_rng(seed), 6)["observations"]["instruction"] for seed in range(400)]
+    assert abs(np.mean(np.array(draws) == ONLINE) - 0.25) < 0.03
 
 
 WRITER = """
@@ -248,7 +269,7 @@ def check_all(store: Store, episodes: list[Episode], kills: int, storage: str) -
         frames = store.gather("image_primary", rows)
         if storage == "raw":
             np.testing.assert_array_equal(frames, episode.observations["image_primary"][: length + 1])
-        expected = label(length, whole and bool(episode.success), 3, 0.98)
+        expected = RewardConfig().label(length, whole and bool(episode.success))
         for values, wanted in zip(labels, expected, strict=True):
             np.testing.assert_array_equal(values[rows[:-1]], wanted)
     assert cut <= kills + store.running
