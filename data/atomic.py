@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.errors import InputError
@@ -20,18 +20,19 @@ def replacing(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Iterator[
     """Give a temporary folder that becomes `out` when the block ends well, and is removed when it raises.
 
     An `out` that exists and that `is_own` does not recognise is never touched (InputError); one of ours is replaced with `overwrite`.
-    What a killed process left beside `out` is cleared first; if it died between the two renames, the old folder is put back.
+    What a killed process left beside `out` is cleared first; if it died between the two renames, the old folder is put back. An
+    OSError of the disk is about `out`.
     """
     out = check_place(out, overwrite, is_own, kind)
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f"{_prefix(out)}{os.getpid()}.partial"
-    temporary.mkdir()
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         yield temporary
         install(temporary, out, overwrite, is_own, kind)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        raise _about(error, out, temporary)
 
 
 @contextmanager
@@ -40,12 +41,33 @@ def replacing_file(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Iter
     out = check_place(out, overwrite, is_own, kind)
     if out.is_dir():
         raise InputError(f"{out}: is a folder, a file is to be written; choose another place")
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f"{_prefix(out)}{os.getpid()}.partial"
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         check_place(out, overwrite, is_own, kind)
         temporary.replace(out)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise _about(error, out, temporary)
+
+
+def _about(error: BaseException, out: Path, temporary: Path) -> BaseException:
+    """The error; a write that failed does not say where, and nobody knows the temporary place."""
+    if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(temporary))):
+        error.filename = str(out)
+    return error
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a small file beside its place, whose folders are made, and rename it there."""
+    path = Path(os.path.realpath(path))  # a link stays a link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

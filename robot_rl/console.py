@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from data.atomic import write_file
 from data.errors import InputError
 
 console = Console(stderr=True)
@@ -104,27 +105,27 @@ def say_left_out(skipped: Sequence[str]) -> None:
         console.print(f"left out{f' ({count} episodes)' if count > 1 else ''}: {line}", highlight=False, markup=False)
 
 
-def check_writable(path: Path | None, option: str = "--json") -> None:
-    """Complain before the work, not after it, when the result could not be written there (InputError)."""
+def check_writable(path: Path | None, option: str = "--json", folder: bool = False) -> None:
+    """Complain before the work, not after it, when the result, a file or a folder, could not be written there (InputError)."""
     if path is None:
         return
-    if path.is_dir():
+    if path.is_dir() and not folder:
         raise InputError(f"{option} {path}: is a folder; give a file in it, such as {path / 'results.json'}")
-    if path.exists() and not path.is_file():
+    if folder and path.exists() and not path.is_dir():
+        raise InputError(f"{option} {path}: is a file, a folder is to be written; give another place")
+    if not folder and path.exists() and not path.is_file():
         raise InputError(f"{option} {path}: is a device or pipe, which writing would replace; give a file")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{option} {path}: {existing} is no folder that can be written to; give another place")
+    places = path.absolute().parents if path.is_file() else (path.absolute(), *path.absolute().parents)
+    existing = next(place for place in places if place.exists())
+    try:
+        with TemporaryFile(dir=existing):  # what permissions say is not all: read-only disks, quotas
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option} {path}: {existing} is no folder that can be written to ({error.strerror}); give another place"
+        ) from None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON beside its place and rename it."""
-    path = Path(os.path.realpath(path))  # a link stays a link
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_file(path, json.dumps(values, indent=1) + "\n")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from data.atomic import write_file
 from data.quality.sample import Sheet
 from data.quality.terminal import describe
 from robot_rl.evaluation.figures import Series, histogram, line_chart
@@ -32,14 +32,7 @@ COLOURS = ("var(--steered)", "var(--random)", "var(--good)", "var(--bad)", "var(
 def write_data_page(path: Path, report: dict[str, Any], sheets: Sequence[Sheet]) -> None:
     """Write the page of a report of `data.quality.inspection` beside `path` and rename it there."""
     body = "".join((_head(report), _findings(report), _motion(report), _timing(report), _instructions(report), _frames(sheets)))
-    content = page(f"Data: {report['name']}", body, STYLE).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_file(path, page(f"Data: {report['name']}", body, STYLE))
 
 
 def _head(report: dict[str, Any]) -> str:

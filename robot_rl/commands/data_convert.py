@@ -46,8 +46,9 @@ class DataConvert:
         from rich.console import Console
 
         from data import ConversionConfig, LanguageEncoder, Preparation, RewardConfig, convert, inspect, open_source, render
-        from robot_rl.console import console, counting_progress, say_left_out
+        from robot_rl.console import check_writable, console, counting_progress, say_left_out
 
+        check_writable(self.out, "--out", folder=True)
         config = ConversionConfig(
             Preparation(self.cameras or None, _size(self.image_size), self.storage),
             RewardConfig(self.reward, self.success_steps, self.gamma),

@@ -78,7 +78,12 @@ class DataLabel:
 
         check_writable(self.json)
         check_writable(self.html, "--html")
+        check_writable(self.journal, "--journal")
+        if self.classifier and (self.train or not self.classifier.is_dir()):
+            check_writable(self.classifier, "--classifier", folder=True)
         store = Store.open(self.path)
+        if not self.dry_run:
+            check_writable(self.out or self.path, "--out" if self.out else "the store", folder=True)
         console = Console()
         said, note = self._say(store)
         if self.using in ("hand", "journal", "data"):
@@ -148,6 +153,7 @@ class DataLabel:
     def _report(self, store: Store, classifier: SuccessClassifier) -> None:
         from rich.console import Console
 
+        from data.atomic import write_file
         from robot_rl.success_classifier import classifier_page, classifier_tables
 
         Console().print(classifier_tables(classifier.report))
@@ -157,8 +163,7 @@ class DataLabel:
         if unseen:
             Console().print(f"never seen in training: {', '.join(map(repr, unseen[:6]))}", markup=False)
         if self.html:
-            self.html.parent.mkdir(parents=True, exist_ok=True)
-            self.html.write_text(classifier_page(classifier.report))
+            write_file(self.html, classifier_page(classifier.report))
 
 
 _NAMES = {1: "success", 0: "failure", -1: "unlabelled"}

@@ -26,9 +26,10 @@ class TrainCritic:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def run(self) -> None:
-        from robot_rl.console import training_progress
+        from robot_rl.console import check_writable, training_progress
         from robot_rl.recipes import train_critic
 
+        check_writable(self.out, "--out", folder=True)
         with training_progress("critic") as progress:
             metrics = train_critic(self.data, self.out, self.critic, self.training, progress, self.mixture, self.target)
         _say(self.out, self.training.steps, metrics)
@@ -50,9 +51,10 @@ class TrainPolicy(Generic[Config]):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def run(self) -> None:
-        from robot_rl.console import training_progress
+        from robot_rl.console import check_writable, training_progress
         from robot_rl.recipes import train_policy
 
+        check_writable(self.out, "--out", folder=True)
         with training_progress("policy") as progress:
             metrics = train_policy(self.data, self.out, self.settings, self.cloning, self.training, progress, self.mixture)
         _say(self.out, self.training.steps, metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data.atomic import write_file
 from data.errors import InputError
 from robot_rl.evaluation.figures import Estimate, Series, forest, interval_bar, line_chart, metric_charts
 from robot_rl.evaluation.page import page
@@ -54,13 +54,7 @@ def write_report(path: Path, data: ReportData) -> None:
         raise InputError(
             f"{path}: the report would have {len(content) / 1e6:.1f} MB; show fewer than {len(data.videos)} pairs of videos"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_file(path, content)
 
 
 def _colour(arm: str) -> str:

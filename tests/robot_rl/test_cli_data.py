@@ -215,3 +215,29 @@ def test_what_a_cut_file_has_lost_is_told_once_with_its_number(dataset, tmp_path
         said = " ".join(capsys.readouterr().err.split())
         assert said.count("left out (") == 1
         assert f"left out ({counts['skipped']} episodes): " in said
+
+
+def test_places_that_cannot_be_written_are_told_before_any_work(dataset, tmp_path, capsys, monkeypatch):
+    assert convert(dataset, tmp_path / "store", "--episodes", "4") == 0
+    (tmp_path / "file").write_text("mine")
+    inspect, check = ["data", "inspect", dataset], ["data", "check", dataset]
+    label = ["data", "label", tmp_path / "store", "--using", "rule", "--rule", "True", "--replace"]
+    convert_to, train = ["data", "convert", dataset, "--out"], ["train", "critic", "--data", tmp_path / "store", "--out"]
+    clone = ["train", "policy", "--data", tmp_path / "store", "--out"]
+
+    def nothing_is_read(*_: object, **__: object) -> None:
+        raise AssertionError("read before the place was looked at")
+
+    monkeypatch.setattr("data.source.DatasetSource.read", nothing_is_read)
+    monkeypatch.setattr("data.language._load", nothing_is_read)
+    monkeypatch.setattr("data.store.store.Store.read", nothing_is_read)
+    for place in ("/proc/nowhere", tmp_path / "file" / "below"):  # nobody may write in /proc, the superuser neither
+        for command in ([*inspect, "--html"], [*inspect, "--json"], [*inspect, "--draft"], [*check, "--json"], convert_to):
+            assert f"{place}: " in fails(capsys, *command, place)
+        for command in ([*label, "--out"], [*label, "--json"], train, clone):
+            assert "no folder that can be written to" in fails(capsys, *command, place)
+    for command in (convert_to, [*label, "--out"], train, clone):
+        assert "is a file" in fails(capsys, *command, tmp_path / "file")
+    for option in ("--json", "--html"):
+        assert f"{option} .: is a folder; give a file in it" in fails(capsys, *inspect, option, "")
+    assert (tmp_path / "file").read_text() == "mine"
