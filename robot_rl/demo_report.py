@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from policies import ActionSpec
-from robot_rl.evaluation import Block, EpisodeOutcome, EvaluationResult, EvaluationSettings, run_block
+from robot_rl.evaluation import Contest, EpisodeOutcome, EvaluationResult, EvaluationSettings
 from robot_rl.evaluation.evaluate import PolicyFactory
-from robot_rl.evaluation.pool import run_jobs
+from robot_rl.evaluation.recording import Wanted, record_episodes
 from robot_rl.evaluation.report import ReportData, write_report
 
 EXPLANATION = (
@@ -20,19 +19,6 @@ EXPLANATION = (
     "any one of as many: what it gains, it does not owe to the critic. All arms start from the same states, which no training saw. "
     "The videos show, in up to four tasks, the first episode that steering rescued, and the first of another that it did not."
 )
-
-
-@dataclass(frozen=True)
-class Recorder:
-    """Runs a block as the evaluation did, rendering one of its episodes, which is returned."""
-
-    arms: Mapping[str, PolicyFactory]
-    settings: EvaluationSettings
-
-    def __call__(self, job: tuple[Block, int]) -> EpisodeOutcome:
-        block, seed = job
-        outcomes = run_block(self.arms[block.arm](), self.settings, block, record=[seed])
-        return next(outcome for outcome in outcomes if outcome.seed == seed)
 
 
 def write_demo_report(
@@ -47,16 +33,8 @@ def write_demo_report(
 ) -> None:
     """Record the chosen episodes and write the page. settings: the evaluation's. curves: heading -> metrics.jsonl."""
     chosen = _choose_pairs(evaluation)
-    jobs = [
-        (block, seed)
-        for env_id, seed in chosen
-        for block in settings.blocks(["base", "steered"])
-        if block.env_id == env_id and 0 <= seed - settings.seed - block.first < block.count
-    ]
-    recorded = {
-        (job[0].arm, outcome.env_id, outcome.seed): outcome
-        for job, outcome in run_jobs(Recorder(arms, settings), jobs, workers)
-    }
+    wanted = [Wanted("", arm, env_id, seed) for env_id, seed in chosen for arm in ("base", "steered")]
+    recorded = record_episodes({"": Contest(arms, settings)}, wanted, workers)
     data = ReportData(
         title="Steering a cloned policy with a critic",
         explanation=EXPLANATION.format(samples=num_samples),
@@ -65,7 +43,7 @@ def write_demo_report(
         decision_seconds=spec.chunk / spec.control_hz,
         curves={name: _curve(file) for name, file in curves.items()},
         value_traces=_choose_traces(evaluation),
-        videos=[(recorded[("base", *pair)], recorded[("steered", *pair)]) for pair in chosen],
+        videos=[(recorded[Wanted("", "base", *pair)], recorded[Wanted("", "steered", *pair)]) for pair in chosen],
         commands=("make demo",),
     )
     write_report(path, data)

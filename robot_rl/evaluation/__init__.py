@@ -4,7 +4,7 @@
 `report.write_report` makes the page (imported from its module, because only it needs a video encoder).
 """
 
-from robot_rl.evaluation.evaluate import Block, EvaluationSettings, evaluate, run_block
+from robot_rl.evaluation.evaluate import Block, Contest, EvaluationSettings, evaluate, local_pool, run_block, run_contests
 from robot_rl.evaluation.result import EvaluationResult, results_table
 from robot_rl.evaluation.rollout import EpisodeOutcome, Step, rollout, stack_observations
 from robot_rl.evaluation.statistics import (
@@ -18,6 +18,7 @@ from robot_rl.evaluation.statistics import (
 
 __all__ = [
     "Block",
+    "Contest",
     "EpisodeOutcome",
     "EvaluationResult",
     "EvaluationSettings",
@@ -25,12 +26,14 @@ __all__ = [
     "PairedCounts",
     "Step",
     "evaluate",
+    "local_pool",
     "mcnemar_p",
     "mean_gains",
     "paired_difference_interval",
     "results_table",
     "rollout",
     "run_block",
+    "run_contests",
     "stack_observations",
     "wilson_interval",
 ]

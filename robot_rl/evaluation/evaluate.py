@@ -10,34 +10,39 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
 from policies.base import Policy
 from robot_rl.evaluation.journal import Journal
-from robot_rl.evaluation.pool import run_jobs
-from robot_rl.evaluation.result import EvaluationResult, versions
+from robot_rl.evaluation.pool import Died, InProcess, Pool, Processes
+from robot_rl.evaluation.result import BASE, EvaluationResult, versions
 from robot_rl.evaluation.rollout import EpisodeOutcome, rollout
+from robot_rl.evaluation.statistics import PairedCounts, paired_difference_interval
 
 BLOCK_EPISODES = 25
+# A look between rounds decides at this confidence only, so that the interval of the end keeps its own (Haybittle 1971, Peto 1976).
+INTERIM_CONFIDENCE = 0.999
 PolicyFactory = Callable[[], Policy]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Episodes `first` to `first + count - 1` of one arm in one environment."""
+    """Episodes `first` to `first + count - 1` of one arm of a contest in one environment."""
 
     arm: str
     env_id: str
     first: int
     count: int
+    contest: str = ""
 
     def __str__(self) -> str:
-        return f"{self.arm} in {self.env_id}, episodes {self.first} to {self.first + self.count - 1}"
+        whose = f"{self.contest}, {self.arm}" if self.contest else self.arm
+        return f"{whose} in {self.env_id}, episodes {self.first} to {self.first + self.count - 1}"
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,38 @@ class EvaluationSettings:
     execute: int | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def blocks(self, arms: Sequence[str]) -> list[Block]:
+    def blocks(self, arms: Iterable[str], contest: str = "") -> list[Block]:
         """All blocks; the arms alternate, so that they progress together."""
         return [
-            Block(arm, env_id, first, min(BLOCK_EPISODES, self.episodes - first))
+            Block(arm, env_id, first, min(BLOCK_EPISODES, self.episodes - first), contest)
             for env_id in self.env_ids
             for first in range(0, self.episodes, BLOCK_EPISODES)
             for arm in arms
         ]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Arms that run on the same episodes. An arm is a name and a callable that builds its policy.
+
+    It must be picklable where there are worker processes (a frozen dataclass with `__call__` is), and its repr, with its fields, is
+    what identifies the arm in the journal and in the result. provenance: JSON that identifies what a repr cannot (a checkpoint's digest).
+    """
+
+    arms: Mapping[str, PolicyFactory]
+    settings: EvaluationSettings
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def header(self) -> dict[str, Any]:
+        """What a journal must agree with, as JSON gives it back: lists for tuples."""
+        description = {
+            # An address in a repr would differ from run to run.
+            "arms": {name: re.sub(r" at 0x[0-9a-f]+", "", repr(factory)) for name, factory in self.arms.items()},
+            "settings": {**asdict(self.settings), "block_episodes": BLOCK_EPISODES},
+            "versions": versions(),
+            "provenance": dict(self.provenance),
+        }
+        return dict(json.loads(json.dumps(description)))
 
 
 def run_block(policy: Policy, settings: EvaluationSettings, block: Block, record: Collection[int] = ()) -> list[EpisodeOutcome]:
@@ -75,19 +104,27 @@ def run_block(policy: Policy, settings: EvaluationSettings, block: Block, record
     )
 
 
-class _Runner:
+class Runner:
     """Runs blocks in whatever process it finds itself; builds each arm's policy there once, when first needed."""
 
-    def __init__(self, arms: Mapping[str, PolicyFactory], settings: EvaluationSettings) -> None:
-        self.arms, self.settings = dict(arms), settings
-        self.policies: dict[str, Policy] = {}
+    def __init__(self, contests: Mapping[str, Contest]) -> None:
+        self.contests = dict(contests)
+        self.policies: dict[tuple[str, str], Policy] = {}
 
     def __call__(self, block: Block) -> tuple[list[EpisodeOutcome], float]:
-        if block.arm not in self.policies:
-            self.policies[block.arm] = self.arms[block.arm]()
+        contest, key = self.contests[block.contest], (block.contest, block.arm)
+        if key not in self.policies:
+            self.policies[key] = contest.arms[block.arm]()
         started = time.perf_counter()
-        outcomes = run_block(self.policies[block.arm], self.settings, block)
+        outcomes = run_block(self.policies[key], contest.settings, block)
         return outcomes, time.perf_counter() - started
+
+
+Answer = tuple[list[EpisodeOutcome], float]
+"""The outcomes of a block and the seconds that it took."""
+OnBlock = Callable[[int, int, Block, list[EpisodeOutcome]], None]
+MakePool = Callable[[Callable[[Any], Any]], Pool]
+"""From a runner of jobs to the pool that runs them."""
 
 
 def evaluate(
@@ -101,58 +138,157 @@ def evaluate(
     env_kwargs: Mapping[str, Any] | None = None,
     journal: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
-    on_block: Callable[[int, int, Block, list[EpisodeOutcome]], None] | None = None,
+    on_block: OnBlock | None = None,
 ) -> EvaluationResult:
-    """Run `episodes` episodes of every arm in every environment, on the same environment seeds.
+    """Run `episodes` episodes of every arm in every environment, on the same environment seeds: one contest, see `run_contests`.
 
-    arms: name -> a callable that builds the policy. It must be picklable when workers > 1 (a frozen dataclass with `__call__` is),
-    and its repr, with its fields, is what identifies the arm in the journal and in the result. provenance: JSON that identifies
-    what a repr cannot (digests of checkpoints); env_kwargs must be JSON too. journal: blocks are kept there and not run again by
-    the same command. on_block: called after each block with (blocks done, blocks in all, the block, its outcomes).
-
-    InputError: nothing to run, a journal of other settings, an unknown environment, an unfit policy, a worker that was killed.
+    provenance: see `Contest`; env_kwargs must be JSON too.
     """
     settings = EvaluationSettings(tuple(env_ids), episodes, seed, execute, dict(env_kwargs or {}))
-    if not arms or not settings.env_ids or len(set(settings.env_ids)) != len(settings.env_ids):
-        raise InputError("nothing to evaluate: give at least one arm, and each environment once")
-    if episodes < 1 or workers < 1:
-        raise InputError(f"cannot evaluate {episodes} episodes with {workers} workers; both must be at least 1")
+    contest = Contest(arms, settings, dict(provenance or {}))
+    return run_contests({"": contest}, local_pool(workers), journal=journal, on_block=on_block)[""]
 
+
+def local_pool(workers: int, time_limit: float = float("inf")) -> MakePool:
+    """This process alone for one worker, else that many processes. time_limit: seconds for a block, where there are processes."""
+    if workers < 1:
+        raise InputError(f"cannot evaluate with {workers} workers; it must be at least 1")
+    return InProcess if workers == 1 else lambda runner: Processes(runner, workers, time_limit)
+
+
+def run_contests(
+    contests: Mapping[str, Contest],
+    make_pool: MakePool,
+    *,
+    journal: Path | None = None,
+    stop_early: bool = False,
+    on_block: OnBlock | None = None,
+) -> dict[str, EvaluationResult]:
+    """Run every arm of every contest; the results by the contests' names.
+
+    journal: blocks are kept there and not run again by the same command. on_block: called after each block with (blocks done, blocks in
+    all, the block, its outcomes). stop_early: between rounds of 25 episodes, an environment whose first arm after the base is better or
+    worse than it at 99.9% confidence is decided, and gets no more.
+
+    An episode whose environment or policy fails, or takes the whole process down, counts as failed and says why. InputError: nothing to
+    run, a journal of other settings, an unknown environment, an unfit policy, a worker that was killed from outside.
+    """
+    for contest in contests.values():
+        settings = contest.settings
+        if not contest.arms or not settings.env_ids or len(set(settings.env_ids)) != len(settings.env_ids):
+            raise InputError("nothing to evaluate: give at least one arm, and each environment once")
+        if settings.episodes < 1:
+            raise InputError(f"cannot evaluate {settings.episodes} episodes; it must be at least 1")
     started = time.perf_counter()
-    description = {
-        # An address in a repr would differ from run to run.
-        "arms": {name: re.sub(r" at 0x[0-9a-f]+", "", repr(factory)) for name, factory in arms.items()},
-        "settings": {**asdict(settings), "block_episodes": BLOCK_EPISODES},
-        "versions": versions(),
-        "provenance": dict(provenance or {}),
-    }
-    header = json.loads(json.dumps(description))  # what a journal gives back: lists for tuples
-    blocks = settings.blocks(list(arms))
-    done: dict[Block, tuple[list[EpisodeOutcome], float]] = {}
-    with closing(Journal(journal, header)) if journal else nullcontext() as book:
+    headers = {name: contest.header() for name, contest in contests.items()}
+    header = headers[""] if list(headers) == [""] else {"contests": headers}
+    schedule = _Schedule(contests, stop_early)
+    with closing(Journal(journal, header)) if journal else nullcontext() as book, closing(make_pool(Runner(contests))) as pool:
         for record in book.records if book else ():
             outcomes = [EpisodeOutcome(**outcome) for outcome in record["outcomes"]]
-            done[Block(**record["block"])] = outcomes, record["seconds"]
-        missing = [block for block in blocks if block not in done]
-        with closing(run_jobs(_Runner(arms, settings), missing, workers)) as completed:
-            for block, (outcomes, seconds) in completed:
-                if book:
-                    record = {"block": asdict(block), "seconds": seconds, "outcomes": [_to_record(o) for o in outcomes]}
-                    book.append(record)
-                done[block] = outcomes, seconds
-                if on_block is not None:
-                    on_block(len(done), len(blocks), block, outcomes)
+            schedule.done[Block(**record["block"])] = outcomes, record["seconds"]
+        while missing := schedule.missing():
+            with closing(_run_whole(pool, missing, contests)) as completed:
+                for block, (outcomes, seconds) in completed:
+                    if book:
+                        kept = [_to_record(outcome) for outcome in outcomes]
+                        book.append({"block": asdict(block), "seconds": seconds, "outcomes": kept})
+                    schedule.done[block] = outcomes, seconds
+                    if on_block is not None:
+                        on_block(len(schedule.done), schedule.total(), block, outcomes)
+    wall = time.perf_counter() - started
+    return {
+        name: EvaluationResult(
+            outcomes=schedule.outcomes(name),
+            seed=contest.settings.seed,
+            header=headers[name],
+            wall_seconds=wall,
+            work_seconds=sum(seconds for block, (_, seconds) in schedule.done.items() if block.contest == name),
+        )
+        for name, contest in contests.items()
+    }
 
-    outcomes_of: dict[str, dict[str, list[EpisodeOutcome]]] = {arm: {env_id: [] for env_id in env_ids} for arm in arms}
-    for block in blocks:
-        outcomes_of[block.arm][block.env_id] += done[block][0]
-    return EvaluationResult(
-        outcomes=outcomes_of,
-        seed=seed,
-        header=header,
-        wall_seconds=time.perf_counter() - started,
-        work_seconds=sum(seconds for _, seconds in done.values()),
-    )
+
+class _Schedule:
+    """Which blocks there are, which are done, and which environments are decided."""
+
+    def __init__(self, contests: Mapping[str, Contest], stop_early: bool) -> None:
+        self.done: dict[Block, Answer] = {}
+        self._contests, self._stop_early = contests, stop_early
+        self._blocks = [block for name, contest in contests.items() for block in contest.settings.blocks(contest.arms, name)]
+        self._enough: dict[
+            tuple[str, str], int
+        ] = {}  # of a contest and environment that are decided: how many episodes it took
+        self._looked: set[int] = set()
+
+    def missing(self) -> list[Block]:
+        """What to run next: all that is left; with early stopping what is left of the first round that is not complete.
+
+        A decision takes whole rounds only, and so does not depend on which block was ready first.
+        """
+        if not self._stop_early:
+            return [block for block in self._blocks if block not in self.done]
+        for first in sorted({block.first for block in self._blocks}):
+            if first and first not in self._looked:
+                self._look(first)
+                self._looked.add(first)
+            if left := [block for block in self._wanted() if block.first == first and block not in self.done]:
+                return left
+        return []
+
+    def total(self) -> int:
+        return len(self._wanted())
+
+    def outcomes(self, contest: str, before: float = float("inf")) -> dict[str, dict[str, list[EpisodeOutcome]]]:
+        """By arm and environment, in the order of the seeds; of blocks that begin before that episode."""
+        settings, arms = self._contests[contest].settings, self._contests[contest].arms
+        found: dict[str, dict[str, list[EpisodeOutcome]]] = {arm: {name: [] for name in settings.env_ids} for arm in arms}
+        for block in self._wanted():
+            if block.contest == contest and block.first < before:
+                found[block.arm][block.env_id] += self.done[block][0]
+        return found
+
+    def _wanted(self) -> list[Block]:
+        return [b for b in self._blocks if b.first < self._enough.get((b.contest, b.env_id), b.first + 1)]
+
+    def _look(self, episodes: int) -> None:
+        """What do the first `episodes` of each environment say?"""
+        for name, contest in self._contests.items():
+            challenger = next((arm for arm in contest.arms if arm != BASE), None)
+            if BASE not in contest.arms or challenger is None:
+                continue
+            outcomes = self.outcomes(name, episodes)
+            for env_id in contest.settings.env_ids:
+                if (name, env_id) in self._enough:
+                    continue
+                counts = PairedCounts.of(*([o.success for o in outcomes[arm][env_id]] for arm in (challenger, BASE)))
+                low, high = paired_difference_interval(counts, INTERIM_CONFIDENCE)
+                if low > 0 or high < 0:
+                    self._enough[name, env_id] = episodes
+
+
+def _run_whole(
+    pool: Pool, blocks: Sequence[Block], contests: Mapping[str, Contest]
+) -> Generator[tuple[Block, Answer], None, None]:
+    """Run blocks. One that takes its process down is run again episode by episode, to find those that do: they count as failed."""
+    fallen: list[Block] = []
+    for block, answer in pool.run(blocks):
+        if isinstance(answer, Died):
+            fallen.append(block)
+        else:
+            yield block, answer
+    for block in fallen:
+        singles = [replace(block, first=block.first + index, count=1) for index in range(block.count)]
+        answers = dict(pool.run(singles))
+        outcomes, seconds = [], 0.0
+        for single in singles:
+            answer = answers[single]
+            if isinstance(answer, Died):
+                seed = contests[block.contest].settings.seed + single.first
+                answer = [EpisodeOutcome(block.env_id, seed, error=answer.how)], 0.0
+            outcomes += answer[0]
+            seconds += answer[1]
+        yield block, (outcomes, seconds)
 
 
 def _to_record(outcome: EpisodeOutcome) -> dict[str, Any]:

@@ -183,10 +183,19 @@ def rollout(
 
 
 def _decide(policy: Policy, live: Sequence[_Episode], generator: torch.Generator) -> np.ndarray:
-    """Chunks float32 [B,H,A] for the B live episodes; those that get a NaN fail and stop running."""
+    """Chunks float32 [B,H,A] for the B live episodes; those that get a NaN fail and stop running, and so do all if the policy fails."""
     observations = stack_observations([episode.history.observation() for episode in live])
-    with torch.no_grad():  # not inference_mode: steering turns gradients on again inside
-        actions = policy.sample(observations, 1, generator)[:, 0].float().cpu().numpy()
+    try:
+        with torch.no_grad():  # not inference_mode: steering turns gradients on again inside
+            actions = policy.sample(observations, 1, generator)[:, 0].float().cpu().numpy()
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # a server that does not answer, a model that stumbles: these episodes are lost, not the evaluation
+        for episode in live:
+            episode.fail(f"step {episode.outcome.steps}: the policy failed: {type(error).__name__}: {error}")
+        return np.zeros((len(live), policy.action_spec.chunk, policy.action_spec.dim), np.float32)
     decision = getattr(policy, "last_decision", None)
     if decision is not None:
         for episode, value in zip(live, decision.values.tolist(), strict=True):

@@ -48,6 +48,16 @@ class PointMass(gymnasium.Env):
     def _crash(self, where: str) -> None:
         if self.crash == where and self.seeded is not None and self.seeded % 10 == self.seed_digit:
             raise RuntimeError("simulator\nexploded")
+        if where == "step" and self.seeded is not None and self.seeded % 10 == self.seed_digit:
+            self._take_the_process_down()
+
+    def _take_the_process_down(self) -> None:
+        if self.crash == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.crash == "exit":
+            os._exit(5)
+        if self.crash == "hang":
+            time.sleep(60)
 
     def _observe(self) -> dict[str, Any]:
         return {

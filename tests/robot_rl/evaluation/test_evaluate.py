@@ -18,7 +18,7 @@ import rich.console
 from point_mass import Make
 
 from data.errors import InputError
-from robot_rl.evaluation import EvaluationSettings, evaluate, results_table, run_block
+from robot_rl.evaluation import Contest, EvaluationSettings, evaluate, local_pool, results_table, run_block, run_contests
 
 ENVS = ["test/PointMass-v0", "test/PointMassFar-v0"]
 ARMS = {"base": Make(0.8), "steered": Make(0.05), "random": Make(0.8)}
@@ -227,3 +227,41 @@ def test_table(reference: dict[str, Any]) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for word in [*ENVS, "all tasks", "steered", "\N{MINUS SIGN} base", "<0.001"]:
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("segfault", "killed by SIGSEGV"), ("exit", "exited with code 5"), ("hang", "longer than 1 s")]
+)
+def test_what_takes_its_process_down_is_a_named_failure(kind: str, text: str) -> None:
+    """Only the episode that does; the others of its block run again without it."""
+    settings = EvaluationSettings((ENVS[0],), 6, 10, env_kwargs={"crash": kind})
+    contest = Contest({"steered": Make(0.05)}, settings)
+    episodes = run_contests({"": contest}, local_pool(2, time_limit=1.0))[""].outcomes["steered"][ENVS[0]]
+    assert [o.seed for o in episodes] == list(range(10, 16))
+    assert [o.seed for o in episodes if o.error] == [13]
+    assert text in str(episodes[3].error)
+    assert not episodes[3].success
+    assert any(o.success for o in episodes)
+    assert not multiprocessing.active_children()
+
+
+def test_early_stopping_decides_by_whole_rounds(tmp_path: Path) -> None:
+    """Far better is decided after 50 episodes, equally good never; with any number of workers, and after any kill."""
+    clear = Contest({"base": Make(0.8), "steered": Make(0.02)}, EvaluationSettings((ENVS[0],), 100, 0))
+    open_ = Contest({"base": Make(0.3), "steered": Make(0.3)}, EvaluationSettings((ENVS[1],), 100, 0))
+    contests = {"clear": clear, "open": open_}
+    journal = tmp_path / "j.jsonl"
+    seen: list[tuple[int, int]] = []
+    first = run_contests(
+        contests, local_pool(1), journal=journal, stop_early=True, on_block=lambda done, total, *_: seen.append((done, total))
+    )
+    counts = {name: len(result.outcomes["steered"][result.header["settings"]["env_ids"][0]]) for name, result in first.items()}
+    assert counts == {"clear": 50, "open": 100}
+    assert seen[-1] == (12, 12)
+    other = run_contests(contests, local_pool(2), stop_early=True)
+    assert [untimed(other[name].to_json()) for name in contests] == [untimed(first[name].to_json()) for name in contests]
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for kept in (2, 5, 8):
+        journal.write_bytes(b"".join(lines[:kept]))
+        again = run_contests(contests, local_pool(1), journal=journal, stop_early=True)
+        assert [untimed(again[name].to_json()) for name in contests] == [untimed(first[name].to_json()) for name in contests]

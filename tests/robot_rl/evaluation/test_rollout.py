@@ -137,3 +137,17 @@ def test_gradients_can_be_turned_on_inside_a_policy() -> None:
             return x.detach() + 0 * gradient
 
     assert rollout(Ascending(0.0), ENV, [1], 0)[0].error is None
+
+
+def test_a_policy_that_fails_is_a_named_failure() -> None:
+    class Broken(Homing):
+        def sample(self, observations, num_samples, generator=None):  # type: ignore[no-untyped-def]
+            if len(self.batches) == 1:
+                raise TimeoutError("no answer within 30 s")
+            return super().sample(observations, num_samples, generator)
+
+    outcomes = rollout(Broken(0.0), ENV, range(10), 0)
+    lost = [o for o in outcomes if o.error]
+    assert lost
+    assert all(o.error == "step 3: the policy failed: TimeoutError: no answer within 30 s" and not o.success for o in lost)
+    assert all(o.success for o in outcomes if not o.error)  # they were done before
