@@ -32,7 +32,8 @@ def replacing(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Iterator[
         install(temporary, out, overwrite, is_own, kind)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _about(error, out, temporary)
+        _name(error, out, temporary)
+        raise
 
 
 @contextmanager
@@ -50,14 +51,14 @@ def replacing_file(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Iter
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        raise _about(error, out, temporary)
+        _name(error, out, temporary)
+        raise
 
 
-def _about(error: BaseException, out: Path, temporary: Path) -> BaseException:
-    """The error; a write that failed does not say where, and nobody knows the temporary place."""
+def _name(error: BaseException, out: Path, temporary: Path) -> None:
+    """Make an error of the disk say where: a write that failed does not, and nobody knows the temporary place."""
     if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(temporary))):
         error.filename = str(out)
-    return error
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -76,6 +77,9 @@ def write_file(path: Path, content: str | bytes) -> None:
 def check_place(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Path:
     """The real path of `out`, cleared of what a killed process left beside it. InputError when it may not be written."""
     out = Path(os.path.realpath(out.expanduser()))
+    existing = next(parent for parent in out.parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{out}: {existing} is no folder that can be written to; choose another place")
     _clear_leftovers(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out

@@ -25,6 +25,7 @@ from data.errors import InputError
 from data.formats.base import DESCRIPTION_FILE
 from data.formats.lerobot_meta import INFO
 from data.formats.lerobot_stats import Statistics, combine, of_images, of_vectors
+from data.formats.sink import Sink
 from data.formats.video import PIXEL_FORMAT, VideoWriter
 
 FILES_PER_CHUNK = 1000
@@ -64,6 +65,25 @@ class _Place:
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+class _Table:
+    """A parquet file that grows by tables of one schema."""
+
+    def __init__(self, path: Path, schema: Any) -> None:
+        import pyarrow.parquet as parquet
+
+        self._sink = Sink(path, "w")
+        self._writer = parquet.ParquetWriter(self._sink, schema, compression="snappy")
+
+    def add(self, table: Any) -> None:
+        self._writer.write_table(table)
+        self._sink.check()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._sink.close()
+        self._sink.check()
 
 
 class LeRobotWriter:
@@ -188,13 +208,12 @@ class LeRobotWriter:
 
     def _add_rows(self, steps: dict[str, np.ndarray]) -> dict[str, Any]:
         import pyarrow as pa
-        import pyarrow.parquet as parquet
 
         columns = {key: _column(value) for key, value in steps.items() if key not in self._videos}
         table = pa.table(columns)
         if self._data.full(DATA_FILE_BYTES):
-            self._data.writer = parquet.ParquetWriter(self._data.next(self._folder, _DATA), table.schema, compression="snappy")
-        self._data.writer.write_table(table)
+            self._data.writer = _Table(self._data.next(self._folder, _DATA), table.schema)
+        self._data.writer.add(table)
         bounds = {"dataset_from_index": self._num_frames, "dataset_to_index": self._num_frames + table.num_rows}
         return {**{f"data/{name}": value for name, value in self._data.indices.items()}, **bounds}
 
@@ -222,15 +241,14 @@ class LeRobotWriter:
     def _flush(self) -> None:
         """Write the rows of meta/episodes that are waiting."""
         import pyarrow as pa
-        import pyarrow.parquet as parquet
 
         if self._episodes.writer is None:
             # Not inferred from the first rows: success may be unknown in all of them.
             inferred = pa.Table.from_pylist(self._rows[:1]).schema
             types = {"success": pa.bool_(), **dict.fromkeys(["source", *self._texts], pa.string())}
             self._schema = pa.schema([field.with_type(types.get(field.name, field.type)) for field in inferred])
-            self._episodes.writer = parquet.ParquetWriter(self._episodes.next(self._folder, _EPISODES), self._schema)
-        self._episodes.writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._episodes.writer = _Table(self._episodes.next(self._folder, _EPISODES), self._schema)
+        self._episodes.writer.add(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows = []
 
     def _finish(self) -> None:
@@ -246,7 +264,6 @@ class LeRobotWriter:
 
     def _write_tasks(self) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as parquet
 
         table = pa.table({"task_index": pa.array(list(self._tasks.values()), pa.int64()), "task": list(self._tasks)})
         # lerobot looks a task up by the index of a pandas data frame; this is how a parquet file says that it has one.
@@ -255,7 +272,10 @@ class LeRobotWriter:
             for name, kind, numpy in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
         ]
         pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
-        parquet.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), self._folder / "meta/tasks.parquet")
+        table = table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+        tasks = _Table(self._folder / "meta/tasks.parquet", table.schema)
+        tasks.add(table)
+        tasks.close()
 
     def _info(self) -> dict[str, Any]:
         index = {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in _INDEX.items()}

@@ -58,9 +58,11 @@ class RldsWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> RldsWriter:
-        temporary = self._stack.enter_context(replacing(self.out, self._overwrite, _is_own, "RLDS dataset of robot-rl"))
-        self._folder = temporary / VERSION
-        self._folder.mkdir()
+        with self._stack as stack:
+            temporary = stack.enter_context(replacing(self.out, self._overwrite, _is_own, "RLDS dataset of robot-rl"))
+            self._folder = temporary / VERSION
+            self._folder.mkdir()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -19,6 +19,7 @@ from data.atomic import replacing_file
 from data.episode import Episode, check_action
 from data.errors import InputError
 from data.formats.robomimic import OWN
+from data.formats.sink import Sink
 
 _GYM = 2
 """robomimic's number for an environment that is no robosuite; it makes none unless it is told to roll out."""
@@ -35,7 +36,7 @@ class RobomimicWriter:
         """action: names, units, low, high, frame, control_hz."""
         self.out, self.action = Path(out), check_action(action, str(out))
         if self.out.suffix not in (".hdf5", ".h5"):
-            raise InputError(f"{out}: robomimic's files end in .hdf5")
+            raise InputError(f"{out}: robomimic's files end in .hdf5, such as {self.out.with_suffix('.hdf5')}")
         self._overwrite = overwrite
         self._shapes: dict[str, tuple[Any, ...]] = {}
         self._splits: dict[str, list[str]] = {}
@@ -46,23 +47,25 @@ class RobomimicWriter:
     def __enter__(self) -> RobomimicWriter:
         import h5py
 
-        temporary = self._stack.enter_context(replacing_file(self.out, self._overwrite, _is_own, "file of robot-rl"))
-        self._file = self._stack.enter_context(h5py.File(temporary, "w"))
-        self._data = self._file.create_group("data")
+        with self._stack as stack:
+            temporary = stack.enter_context(replacing_file(self.out, self._overwrite, _is_own, "file of robot-rl"))
+            self._sink = stack.enter_context(Sink(temporary, "w+"))
+            self._file = stack.enter_context(h5py.File(self._sink, "w"))
+            self._data = self._file.create_group("data")
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
             self._stack.__exit__(kind, error, trace)
             return
-        try:
-            with self._stack:
-                self._finish()
-        except OSError as failure:
-            raise self._full(failure) from None
+        with self._stack:
+            self._finish()
+            self._file.close()
+            self._sink.check()
 
     def add(self, episode: Episode, split: str = "train") -> None:
-        """Append an episode. InputError when it is not valid, its keys or shapes differ from the first one's, or the disk is full."""
+        """Append an episode. InputError when it is not valid, its keys or shapes differ from the first one's."""
         episode.validate()
         if episode.actions.shape[1] != len(self.action["names"]):
             raise InputError(
@@ -76,17 +79,12 @@ class RobomimicWriter:
                 f"{episode.source}: differs from the first episode in {', '.join(sorted(changed))}; a file has one set of them"
             )
         name = f"demo_{sum(map(len, self._splits.values()))}"
-        try:
-            self._write(self._data.create_group(name), episode)
-        except OSError as error:
-            raise self._full(error) from None
+        self._write(self._data.create_group(name), episode)
+        self._sink.check()
         self._splits.setdefault(split, []).append(name)
         self._steps += len(episode)
         self._has_rewards &= episode.rewards is not None
         self._has_ends &= episode.terminated is not None
-
-    def _full(self, error: OSError) -> InputError:
-        return InputError(f"{self.out}: cannot be written ({' '.join(str(error).split())}); free some space")
 
     def _write(self, group: Any, episode: Episode) -> None:
         last = np.arange(len(episode)) == len(episode) - 1

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from data.errors import InputError
+from data.formats.sink import Sink
 
 if TYPE_CHECKING:
     import av
@@ -122,7 +123,8 @@ class VideoWriter:
         os.environ.setdefault("SVT_LOG", "1")
         encoder, options = _ENCODERS[codec]
         self.path, self.num_frames, self.num_bytes, self._rate = path, 0, 0, rate
-        self._container: Any = av.open(str(path), "w")
+        self._sink = Sink(path, "w+")
+        self._container: Any = av.open(self._sink, "w", format="mp4")
         self._stream = cast("av.VideoStream", self._container.add_stream(encoder, rate=rate, options=options))
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, PIXEL_FORMAT
 
@@ -133,7 +135,7 @@ class VideoWriter:
         self.close()
 
     def add(self, frames: np.ndarray) -> None:
-        """uint8 [N,H,W,3] RGB."""
+        """uint8 [N,H,W,3] RGB. OSError when the disk is full."""
         import av
 
         for pixels in frames:
@@ -141,6 +143,7 @@ class VideoWriter:
             frame.pts, frame.time_base = self.num_frames, 1 / self._rate
             self._write(self._stream.encode(frame))
             self.num_frames += 1
+        self._sink.check()
 
     def _write(self, packets: list[Any]) -> None:
         self._container.mux(packets)
@@ -150,6 +153,8 @@ class VideoWriter:
         if self.num_frames:
             self._write(self._stream.encode())
         self._container.close()
+        self._sink.close()
+        self._sink.check()
 
 
 def _reason(error: BaseException) -> str:
