@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from data.atomic import check_place, install
+from data.episode import Episode
 from data.errors import InputError
 from data.labels.rewards import RewardConfig
 from data.language import DATASET_MODEL, LanguageEncoder
 from data.source import EpisodeSource
 from data.store.array import MappedArray, replace_text
-from data.store.preparation import Preparation, Prepared, prepare_all
+from data.store.commit import COMMIT, read_commit
+from data.store.preparation import TASK_EPISODES, Preparation, Prepared, prepare_all
 from data.store.store import Store, is_store
 from data.store.writer import VERSION, StoreWriter, lock
 
@@ -49,13 +51,14 @@ class ConversionConfig:
 class Conversion:
     """What `convert` made. skipped: a line for each bad episode. dropped_cameras: those that not every episode has.
 
-    resumed: how many episodes of the source an earlier, killed run had done.
+    resumed: how many episodes of the source an earlier, killed run had done. discarded: how many it had done with other settings.
     """
 
     store: Store
     skipped: list[str]
     dropped_cameras: list[str]
     resumed: int
+    discarded: int
 
 
 def convert(
@@ -78,12 +81,16 @@ def convert(
     """
     config, language = config or ConversionConfig(), language or LanguageEncoder()
     out = check_place(Path(out), overwrite, is_store, _KIND)
+    _check_cameras(source, config.preparation.cameras or ())
     if language.model != DATASET_MODEL:
         # A model that cannot be loaded is found out now, not after hours of conversion.
         _ = language.dim
     length = min(source.length, config.episodes or source.length)
     work = _Work.begin(out, source, config, language)
     try:
+        if isinstance(source, Store):
+            for text in source.instructions:  # under the same numbers: an episode may have achieved one that comes later
+                work.writer.instruction(text, source.language.table[text])
         resumed = work.writer.state.position
         # Closed here and now when something fails, not when the garbage is collected, in whatever thread.
         with closing(prepare_all(source, range(resumed, length), config.preparation, workers)) as tasks:
@@ -94,6 +101,9 @@ def convert(
                 if progress is not None:
                     progress(done, length)
         work.finish(source, length)
+    except OSError as error:
+        error.filename = error.filename or str(out)  # a write that failed does not say where
+        raise
     finally:
         work.writer.close()
     try:
@@ -103,7 +113,7 @@ def convert(
         raise
     for name in (_STATE, _SKIPPED):
         (out / name).unlink(missing_ok=True)
-    return Conversion(Store.open(out), work.skipped, sorted(work.dropped), resumed)
+    return Conversion(Store.open(out), work.skipped, sorted(work.dropped), resumed, work.discarded)
 
 
 @dataclass
@@ -114,6 +124,7 @@ class _Work:
     skipped: list[str]
     dropped: set[str]
     identity: dict[str, Any]
+    discarded: int = 0
 
     @classmethod
     def begin(cls, out: Path, source: EpisodeSource, config: ConversionConfig, language: LanguageEncoder) -> _Work:
@@ -125,13 +136,18 @@ class _Work:
             "source": provenance,
             "action": action,
             "rule": repr(getattr(source, "rule", None)),
+            # A store may grow or be labelled between a kill and the next run; what was made of the old one does not go on then.
+            "store": repr((source.identity, source.committed)) if isinstance(source, Store) else None,
             "language": language.model,
         }
         identity = json.loads(json.dumps({"version": VERSION, **asdict(config), **meaning}))
         state = _read_state(folder)
         if state is None or state["identity"] != identity:
+            discarded = 0
             if folder.is_dir():
                 os.close(lock(folder))  # InputError when somebody is at work there
+                with suppress(InputError):
+                    discarded = read_commit(folder / "meta" / COMMIT).position
                 shutil.rmtree(folder)
             folder.mkdir(parents=True)
             attributes = {
@@ -143,7 +159,7 @@ class _Work:
                 "changes": [],
             }
             writer = StoreWriter(folder, attributes, language, config.preparation.storage == "jpeg")
-            work = cls(folder, writer, config, [], set(), identity)
+            work = cls(folder, writer, config, [], set(), identity, discarded)
             work.save()
             return work
         for camera in state["dropped"]:
@@ -176,7 +192,7 @@ class _Work:
             return
         rows["instruction_index"] = np.full(item.length + 1, number, np.int32)
         self.writer.append(rows)
-        self.writer.end_episode(item.success)
+        self.writer.end_episode(item.success, self.writer.instructions.get(item.achieved or "", -1))
 
     def _rows(self, item: Prepared) -> dict[str, Any]:
         labels = self.config.reward.label(item.length, item.success, item.rewards, item.terminated, item.source)
@@ -225,9 +241,28 @@ class _Work:
         success = MappedArray(self.folder / "meta" / "success", self.writer.episodes).view
         if self.config.reward.kind == "success" and (success < 0).any():
             changes.append(f"{int((success < 0).sum())} episodes without a label of success count as successes")
+        lengths = np.diff(MappedArray(self.folder / "meta" / "episode_ends", self.writer.episodes).view, prepend=0) - 1
+        steps = self.config.reward.success_steps
+        whole = int(((lengths <= steps) & (success != 0)).sum())
+        if self.config.reward.kind == "success" and whole:
+            changes.append(
+                f"{whole} of {self.writer.episodes} episodes have no more than the {steps} steps that end a success (--success-steps): "
+                "nothing in them leads to it"
+            )
         if length < source.length:
             changes.append(f"only the first {length} of {source.length} episodes are kept")
         self.writer.finish(changes, len(self.skipped))
+
+
+def _check_cameras(source: EpisodeSource, wanted: Sequence[str]) -> None:
+    """InputError when none of the first episodes has a camera: a mistyped name is told before hours of conversion."""
+    if not wanted:
+        return
+    episodes = [item for item in source.read(range(min(source.length, TASK_EPISODES))) if isinstance(item, Episode)]
+    known = sorted({key for episode in episodes for key in episode.observations if key.startswith("image_")})
+    unknown = [camera for camera in wanted if camera not in known]
+    if episodes and unknown:
+        raise InputError(f"{source.location}: has no camera {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import tyro
@@ -66,6 +67,12 @@ class DataConvert:
                 workers=self.workers,
                 progress=progress,
             )
+        if made.discarded:
+            console.print(
+                f"an earlier run with other settings had stopped after {made.discarded} episodes; they were discarded",
+                highlight=False,
+                markup=False,
+            )
         if made.resumed:
             console.print(
                 f"went on after episode {made.resumed}, where an earlier run had stopped", highlight=False, markup=False
@@ -75,6 +82,12 @@ class DataConvert:
         for line in made.store.changes:
             Console().print(f"changed: {line}", highlight=False, markup=False)
         _say_trade(made.store)
+        Console().print(
+            f"{self.out}: written; train on it with `robot-rl train critic --data {quote(str(self.out))} --out runs/critic`",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -138,8 +140,18 @@ def test_mistakes_are_one_line(dataset, tmp_path, capsys):
     assert "no rewards" in fails(
         capsys, "data", "convert", dataset, "--out", tmp_path / "s", "--reward", "given", "--language", "dataset"
     )
-    assert "image_left" in fails(
-        capsys, "data", "convert", dataset, "--out", tmp_path / "t", "--cameras", "image_left", "--language", "dataset"
+    assert "has no camera image_left, proprio; it has image_primary" in fails(
+        capsys,
+        "data",
+        "convert",
+        dataset,
+        "--out",
+        tmp_path / "t",
+        "--cameras",
+        "image_left",
+        "proprio",
+        "--language",
+        "dataset",
     )
     assert "can be h264, av1, png" in fails(
         capsys, "data", "export", dataset, "--to", "lerobot", "--out", tmp_path / "l", "--images", "jpeg"
@@ -241,3 +253,52 @@ def test_places_that_cannot_be_written_are_told_before_any_work(dataset, tmp_pat
     for option in ("--json", "--html"):
         assert f"{option} .: is a folder; give a file in it" in fails(capsys, *inspect, option, "")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+EXPORTS = {"rlds": [], "lerobot": [], "lerobot png": ["--images", "png"], "robomimic": []}
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_export_that_cannot_be_written_names_its_place(dataset, tmp_path, capsys, kind):
+    to, name = kind.split()[0], "moves.hdf5" if kind == "robomimic" else "moves"
+    export = ["data", "export", dataset, "--to", to, *EXPORTS[kind], "--out"]
+    (tmp_path / "file").write_text("mine")
+    assert f"{tmp_path / 'file'} is no folder that can be written to" in fails(capsys, *export, tmp_path / "file" / name)
+    assert f"/proc/{name}" in fails(capsys, *export, f"/proc/{name}")
+    (tmp_path / "deep").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (100, 3000, 20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            told = fails(capsys, *export, tmp_path / "deep" / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert told.startswith(f"robot-rl: {tmp_path / 'deep' / name}: File too large")
+        assert list((tmp_path / "deep").iterdir()) == []
+    assert main([str(part) for part in [*export, tmp_path / "new" / "folders" / name]]) == 0
+
+
+def test_convert_on_a_full_disk_names_the_store_and_resumes(dataset, tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        told = fails(capsys, "data", "convert", dataset, "--out", tmp_path / "store", "--language", "dataset")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(tmp_path / "store") in told or str(tmp_path / ".store.partial") in told
+    assert convert(dataset, tmp_path / "store") == 0
+
+
+def test_convert_says_what_became_of_an_earlier_run_and_what_comes_next(dataset, tmp_path, capsys):
+    shutil.copytree(dataset, tmp_path / "cut")
+    shard = next((tmp_path / "cut").rglob("*.tfrecord*"))
+    shard.write_bytes(shard.read_bytes()[:-2000])
+    store = tmp_path / "a store"
+    assert "--skip-bad" in fails(capsys, "data", "convert", tmp_path / "cut", "--out", store, "--language", "dataset")
+    assert convert(tmp_path / "cut", store, "--skip-bad", "--image-size", "8x8", "--success-steps", "9") == 0
+    shown = capsys.readouterr()
+    said = " ".join((shown.out + shown.err).split())
+    assert re.search(r"an earlier run with other settings had stopped after \d+ episodes; they were discarded", said)
+    assert f"robot-rl train critic --data '{store}' --out runs/critic" in said
+    lengths, success = np.diff(Store.open(store).episode_ends, prepend=0) - 1, Store.open(store).success
+    assert f"{((lengths <= 9) & (success == 1)).sum()} of {len(lengths)} episodes have no more than the 9 steps" in said
