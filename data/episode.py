@@ -24,6 +24,7 @@ class Episode:
     instruction_embedding: float32 [D] when the dataset itself carries one.
     rewards: float32 [T] when the dataset itself carries them. terminated: whether the task ended there (True) or the recording did
         (False); None when the data does not say.
+    achieved: another instruction that the episode achieved instead, where one is known (hindsight).
     """
 
     observations: dict[str, np.ndarray]
@@ -35,6 +36,7 @@ class Episode:
     info: dict[str, str] = field(default_factory=dict)
     rewards: np.ndarray | None = None
     terminated: bool | None = None
+    achieved: str | None = None
 
     def __len__(self) -> int:
         """Number of transitions T."""

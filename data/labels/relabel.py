@@ -15,7 +15,7 @@ import numpy as np
 from data.atomic import replacing
 from data.errors import InputError
 from data.labels.rewards import RewardConfig
-from data.store.array import write_array, write_group
+from data.store.array import sync_tree, write_array, write_group
 from data.store.commit import COMMIT, CommitFile, Committed
 from data.store.store import Store, is_store
 from data.store.writer import LOCK, lock
@@ -73,11 +73,10 @@ def _relabel(
         for key, values in labels.items():
             write_array(folder / "data" / key, values)
         write_array(folder / "meta" / "success", success.astype(np.int8))
-        known = store.achieved if achieved is None else achieved
-        if (known >= 0).any():
-            write_array(folder / "meta" / "achieved", known.astype(np.int32))
+        write_array(folder / "meta" / "achieved", (store.achieved if achieved is None else achieved).astype(np.int32))
         changes = [*store.changes, note]
         write_group(folder, {**store.attributes, "reward": reward.to_json(), "changes": changes})
+        sync_tree(folder)
         commit = CommitFile(folder / "meta" / COMMIT)
         commit.commit(Committed(store.rows, store.length, store.committed.position), sync=True)
         commit.close()

@@ -22,7 +22,7 @@ from data.store.mapping import PAGE, map_files
 CHUNK_BYTES = 64 * 2**20
 MAX_CHUNK_ROWS = 2**18
 CHECKSUMS = ".crc32c"
-"""In an array's folder: uint32 a chunk, the crc32c of the rows in it; zarr ignores it."""
+"""In an array's folder: little-endian uint32 a chunk, the crc32c of the rows in it; zarr ignores it."""
 
 
 def write_group(folder: Path, attributes: dict[str, Any] | None = None) -> None:
@@ -41,14 +41,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def chunk_rows(row_bytes: int) -> int:
-    """Rows a chunk: whole pages, so that the chunks of an array can be mapped end to end; about CHUNK_BYTES, at most MAX_CHUNK_ROWS.
-
-    Frames whose size is an odd number of bytes make larger chunks than that; the files are sparse.
-    """
+    """Rows a chunk: CHUNK_BYTES at most (but one row), and MAX_CHUNK_ROWS; whole pages if that can be, for the chunks of an array then
+    lie end to end in memory (frames of an odd number of bytes fill whole pages by the thousands only)."""
     step = PAGE // math.gcd(max(row_bytes, 1), PAGE)
     # Rows of a single byte are JPEG files end to end, of which there are many; a process can map 65,530 files.
-    rows = CHUNK_BYTES if row_bytes == 1 else min(CHUNK_BYTES // max(row_bytes, 1), MAX_CHUNK_ROWS)
-    return max(rows // step, 1) * step
+    rows = CHUNK_BYTES if row_bytes == 1 else min(max(CHUNK_BYTES // max(row_bytes, 1), 1), MAX_CHUNK_ROWS)
+    return rows // step * step or rows
 
 
 class ArrayWriter:
@@ -72,7 +70,7 @@ class ArrayWriter:
         self.folder, self.dtype, self.row_shape = folder, dtype, shape[1:]
         self._row_bytes = dtype.itemsize * math.prod(self.row_shape)
         # A finished array of a single chunk was cut to its length.
-        self._chunk = chunks[0] if shape[0] > chunks[0] else chunk_rows(self._row_bytes)
+        self._chunk = chunks[0] if shape[0] != chunks[0] else max(chunks[0], chunk_rows(self._row_bytes))
         self.rows, self._file = rows, None
         sums = folder / CHECKSUMS
         self._checked = min(sums.stat().st_size // 4 if sums.exists() else 0, rows // self._chunk)
@@ -93,6 +91,13 @@ class ArrayWriter:
     def back_to(self, rows: int) -> None:
         """Append after the first `rows` rows from now on."""
         self.rows = rows
+        self._uncheck(rows)
+
+    def _uncheck(self, row: int) -> None:
+        """The checksums from that of `row` on hold no more."""
+        if row // self._chunk < self._checked:
+            self._checked = row // self._chunk
+            os.truncate(self.folder / CHECKSUMS, 4 * self._checked)
 
     def write(self, start: int, rows: np.ndarray) -> None:
         """Put rows [N, *row_shape] at `start`, over what is there."""
@@ -101,9 +106,7 @@ class ArrayWriter:
         data = np.ascontiguousarray(rows, self.dtype).data.cast("B") if rows.size else memoryview(b"")
         at, end = start * self._row_bytes, start * self._row_bytes + len(data)
         size = self._chunk * self._row_bytes
-        if start // self._chunk < self._checked:
-            self._checked = start // self._chunk
-            os.truncate(self.folder / CHECKSUMS, 4 * self._checked)
+        self._uncheck(start)
         while at < end:
             index, within = divmod(at, size)
             part = data[: size - within]
@@ -125,27 +128,23 @@ class ArrayWriter:
         _describe(self.folder, (rows, *self.row_shape), self._chunk, self.dtype)
 
     def finish(self) -> None:
-        """Close the array: a single chunk is cut to its rows, every chunk has its checksum, all of it is on the disk."""
-        chunk, last = self._chunk, max(-(-self.rows // self._chunk) - 1, 0)
+        """Close the array for good: a single chunk is cut to its rows, every chunk has its checksum. `reopen` goes on after it."""
+        last = max(-(-self.rows // self._chunk) - 1, 0)
         self.close()
         for path in self.folder.iterdir():
             number = path.name.split(".")[0]
             if number.isdigit() and int(number) > last:
                 path.unlink()  # begun by a writer that was killed
-        if 0 < self.rows < self._chunk:
-            # Described before it is cut: a file that is longer than described is no harm, one that is shorter is.
-            chunk = self.rows
-            _describe(self.folder, (self.rows, *self.row_shape), chunk, self.dtype)
+        # Described before it is cut: a file that is longer than described is no harm, one that is shorter is.
+        cut = 0 < self.rows < self._chunk
+        _describe(self.folder, (self.rows, *self.row_shape), self.rows if cut else self._chunk, self.dtype)
+        if cut:
             os.truncate(chunk_file(self.folder, 0, len(self.row_shape)), self.rows * self._row_bytes)
         with (self.folder / CHECKSUMS).open("ab") as sums:
             for index in range(self._checked, last + 1 if self.rows else 0):
                 file = chunk_file(self.folder, index, len(self.row_shape))
-                sums.write(np.uint32(_checksum(file, self._valid_bytes(index))).tobytes())
-                _sync(file)
-        _describe(self.folder, (self.rows, *self.row_shape), chunk, self.dtype)
-
-    def _valid_bytes(self, index: int) -> int:
-        return min(self.rows - index * self._chunk, self._chunk) * self._row_bytes
+                valid = min(self.rows - index * self._chunk, self._chunk) * self._row_bytes
+                sums.write(_checksum(file, valid).to_bytes(4, "little"))
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -160,7 +159,7 @@ class ArrayWriter:
 
 
 class MappedArray:
-    """A zarr array as ArrayWriter writes it, its chunks mapped end to end as one array."""
+    """A zarr array as ArrayWriter writes it, its chunks mapped as one array."""
 
     def __init__(self, folder: Path, rows: int | None = None) -> None:
         """Check the description and the size of every chunk file. InputError when the array is missing, damaged or of another kind.
@@ -170,7 +169,7 @@ class MappedArray:
         self.folder = folder
         shape, self._chunk, self.dtype = read_description(folder)
         self._row_shape = shape[1:]
-        self._view = np.empty((0, *self._row_shape), self.dtype)
+        self._chunks = np.empty((0, *self._chunk), self.dtype)
         self.rows = 0
         self.grow(shape[0] if rows is None else rows)
 
@@ -188,30 +187,44 @@ class MappedArray:
             # What was a single chunk, cut to its rows, has been appended to.
             self._chunk = read_description(self.folder)[1]
             chunk = self._chunk[0]
-        count, size = -(-rows // chunk), self.dtype.itemsize * math.prod(self._chunk)
-        if rows > len(self._view):
-            files = [chunk_file(self.folder, index, len(self._row_shape)) for index in range(count)]
-            for file in files:
+        row_bytes = self.dtype.itemsize * math.prod(self._row_shape)
+        if rows > self._chunks.shape[0] * self._chunks.shape[1]:
+            files = [chunk_file(self.folder, index, len(self._row_shape)) for index in range(-(-rows // chunk))]
+            for index, file in enumerate(files):
+                # Not the whole chunk: its writer may be about to cut it to its rows.
+                needed = min(rows - index * chunk, chunk) * row_bytes
                 found = file.stat().st_size if file.exists() else 0
-                if found < size:
-                    raise InputError(f"{file}: has {found} of {size} bytes, it is truncated; convert the dataset again")
-            buffer = map_files(files, size) if size else np.empty(0, np.uint8)
-            self._view = buffer.view(self.dtype).reshape(count * chunk, *self._row_shape)
+                if found < needed:
+                    raise InputError(f"{file}: has {found} of {needed} bytes, it is truncated; convert the dataset again")
+            mapped = map_files(files, chunk * row_bytes)
+            self._chunks = mapped.view(self.dtype).reshape(len(files), *self._chunk)
         self.rows = rows
 
     @property
+    def _flat(self) -> np.ndarray | None:
+        """[chunks * rows of a chunk, ...], where the chunks lie end to end."""
+        shape = (self._chunks.shape[0] * self._chunks.shape[1], *self._row_shape)
+        return self._chunks.reshape(shape) if self._chunks.flags.c_contiguous else None
+
+    @property
     def view(self) -> np.ndarray:
-        """All rows, mapped and read-only: reading a slice of it costs what the slice holds."""
-        return self._view[: self.rows]
+        """All rows, read-only and mapped: reading a slice of it costs what the slice holds. A copy where chunks are no whole pages."""
+        flat = self._flat
+        return self.gather(np.arange(self.rows)) if flat is None else flat[: self.rows]
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Rows [N] in any order, repeats allowed -> a new array [N, ...]. IndexError outside [0, len)."""
         rows = np.asarray(rows)
-        if len(rows) and (rows.min() < 0 or rows.max() >= self.rows):
+        if not len(rows):
+            return np.empty((0, *self._row_shape), self.dtype)
+        if rows.min() < 0 or rows.max() >= self.rows:
             raise IndexError(f"rows {rows.min()}..{rows.max()} of {self.folder.name}, which has {self.rows}")
-        out = np.empty((len(rows), *self._row_shape), self.dtype)
+        flat = self._flat
+        if flat is None:
+            return self._chunks[np.divmod(rows, self._chunk[0])]
         # "clip" (there is nothing to clip) copies each row once, straight into `out`; "raise" goes through a buffer.
-        return np.take(self._view, rows, axis=0, out=out, mode="clip") if len(rows) else out
+        out = np.empty((len(rows), *self._row_shape), self.dtype)
+        return np.take(flat, rows, axis=0, out=out, mode="clip")
 
     def verify(self) -> None:
         """Read everything and compare it with the checksums. InputError names the first file that differs."""
@@ -220,15 +233,17 @@ class MappedArray:
             raise InputError(
                 f"{path}: missing, so the data cannot be verified; a writer was killed, open the store for appending once"
             )
-        sums, chunk = np.fromfile(path, np.uint32), self._chunk[0]
+        sums, (shape, (chunk, *_), _) = np.fromfile(path, "<u4"), read_description(self.folder)
         row_bytes = self.dtype.itemsize * math.prod(self._row_shape)
-        if len(sums) < -(-self.rows // chunk):
+        # Those that were finished, also where this reader has seen fewer so far.
+        rows = max(self.rows, shape[0])
+        if len(sums) < -(-rows // chunk):
             raise InputError(
                 f"{path}: covers {len(sums)} chunks of more; its writer has not finished, or was killed: append and close once"
             )
         for index, expected in enumerate(sums):
             file = chunk_file(self.folder, index, len(self._row_shape))
-            if _checksum(file, min(self.rows - index * chunk, chunk) * row_bytes) != expected:
+            if _checksum(file, min(rows - index * chunk, chunk) * row_bytes) != expected:
                 raise InputError(f"{file}: its checksum is wrong, the disk or a copy damaged it; convert the dataset again")
 
 
@@ -295,9 +310,11 @@ def _checksum(path: Path, size: int) -> int:
     return checksum
 
 
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+def sync_tree(folder: Path) -> None:
+    """See to it that all files below a folder, and their names, are on the disk."""
+    for path in (folder, *folder.rglob("*")):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)

@@ -37,16 +37,17 @@ class CommitFile:
         self._sequence, self.state = _read(os.pread(self._file, 2 * _SIZE, 0)) or (0, Committed())
 
     def commit(self, state: Committed, sync: bool = False) -> None:
-        self._sequence += 1
-        body = _SLOT.pack(self._sequence, state.rows, state.episodes, state.position)
+        sequence = self._sequence + 1
+        body = _SLOT.pack(sequence, state.rows, state.episodes, state.position)
         slot = body + struct.pack("<I", zlib.crc32(body))
-        os.pwrite(self._file, slot.ljust(_SIZE, b"\0"), _SIZE * (self._sequence % 2))
-        self.state = state
+        os.pwrite(self._file, slot.ljust(_SIZE, b"\0"), _SIZE * (sequence % 2))
+        self._sequence, self.state = sequence, state
         if sync:
             os.fsync(self._file)
 
     def close(self) -> None:
         os.close(self._file)
+        self._file = -1
 
 
 def read_commit(path: Path) -> Committed:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 PAGE = 16384
-"""What chunks are whole multiples of: the largest page of the machines that a store may be carried between."""
+"""What chunks are whole multiples of, where they can be: the largest page of usual machines, which a store may be carried between."""
 _FIXED, _PROT_NONE, _PROT_READ = 0x10, 0, 1
 _FAILED = ctypes.c_void_p(-1).value
 
@@ -33,15 +33,15 @@ def _libc() -> Any:
 
 
 def map_files(files: Sequence[Path], size: int) -> np.ndarray:
-    """The first `size` bytes of each file, one behind the other: read-only uint8 [len(files) * size], mapped until it is let go of.
+    """The first `size` bytes of each file, one behind the other: read-only uint8 [len(files), size], mapped until it is let go of.
 
-    size: a multiple of PAGE, unless there is only one file. OSError when a file cannot be mapped.
+    Where `size` is a multiple of the page size, and of a single file, the array is contiguous; else each file begins on a page of its
+    own. A file may be shorter, so long as nobody looks there. OSError when a file cannot be mapped.
     """
-    if size % mmap.PAGESIZE and len(files) > 1:
-        raise ValueError(f"{size} is not a multiple of the page size {mmap.PAGESIZE}")
-    total = len(files) * size
-    if not total:
-        return np.empty(0, np.uint8)
+    if not size or not files:
+        return np.empty((len(files), size), np.uint8)
+    stride = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    total = len(files) * stride
     start = _map(None, total, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
     buffer = (ctypes.c_uint8 * total).from_address(start)
     # numpy keeps the buffer, and the buffer's end is the mapping's.
@@ -49,10 +49,10 @@ def map_files(files: Sequence[Path], size: int) -> np.ndarray:
     for index, path in enumerate(files):
         file = os.open(path, os.O_RDONLY)
         try:
-            _map(start + index * size, size, _PROT_READ, mmap.MAP_SHARED | _FIXED, file)
+            _map(start + index * stride, size, _PROT_READ, mmap.MAP_SHARED | _FIXED, file)
         finally:
             os.close(file)
-    array = np.frombuffer(memoryview(buffer), np.uint8)
+    array = np.frombuffer(memoryview(buffer), np.uint8).reshape(len(files), stride)[:, :size]
     array.flags.writeable = False
     return array
 

@@ -76,6 +76,7 @@ class Preparation:
             episode.success,
             episode.rewards,
             episode.terminated,
+            episode.achieved,
             episode.source,
         )
 
@@ -92,6 +93,7 @@ class Prepared:
     success: bool | None
     rewards: np.ndarray | None
     terminated: bool | None
+    achieved: str | None
     source: str = field(default="episode")
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,7 +46,6 @@ class ReplayWriter:
         """
         path = Path(path)
         check_action(action, str(path))
-        self._closed = False
         if is_store(path):
             model = _check_same(path, action, language)
             self._writer = StoreWriter(path, None, language or LanguageEncoder(model), jpeg)
@@ -94,8 +93,7 @@ class ReplayWriter:
 
         An episode that has not ended is cut off there. InputError when the keys or shapes differ from the store's.
         """
-        if self._closed:
-            raise InputError(f"{self.path}: the writer is closed; open another one to go on")
+        self._check_open()
         if not isinstance(instruction, str):
             raise InputError(f"{self.path}: the instruction is {instruction!r}, it must be a text")
         self.end()
@@ -104,8 +102,9 @@ class ReplayWriter:
         placeholders = {key: np.zeros(1, np.float32) for key in _LABELS}
         actions = np.zeros((1, len(self._writer.attributes["action"]["names"])), np.float32)
         first, at = self._writer.rows, np.full(1, index, np.int32)
-        self._writer.append({**rows, "action": actions, **placeholders, "instruction_index": at})
-        self._writer.commit()
+        with self._whole():
+            self._writer.append({**rows, "action": actions, **placeholders, "instruction_index": at})
+            self._writer.commit()
         self._first, self._given, self._index = first, [], at
 
     def step(
@@ -122,6 +121,7 @@ class ReplayWriter:
         reward: needed where the store keeps given rewards. terminated or truncated ends the episode, with its `success` (which
         counts where the store labels by success). InputError, with nothing written, when a value is not finite or of the wrong shape.
         """
+        self._check_open()
         if self._first is None:
             raise InputError(f"{self.path}: a step outside an episode; call begin with its first observation")
         row = self._writer.rows - 1
@@ -138,7 +138,7 @@ class ReplayWriter:
                 f"{self.path}: the action or reward of step {row - self._first} is not finite, or of the wrong shape"
             )
         zero = np.zeros(1, np.float32)
-        try:
+        with self._whole():
             # Until the commit nobody looks at this row's action and labels, which were the last observation's placeholders.
             for key, array in (("action", values), ("reward", value), ("mask", zero + 1), ("mc_return", zero)):
                 self._writer.overwrite(key, row, array)
@@ -147,9 +147,6 @@ class ReplayWriter:
                 self._close_episode([*self._given, float(value[0])], bool(success), terminated)
             else:
                 self._writer.commit()
-        except BaseException:
-            self._writer.undo()
-            raise
         if terminated or truncated:
             self._publish()
         else:
@@ -157,13 +154,27 @@ class ReplayWriter:
 
     def end(self, success: bool = False) -> None:
         """The episode is cut off where it is (an operator stepped in, the robot stopped). Without an episode this does nothing."""
-        if self._first is not None:
+        if self._first is not None and not self._writer.closed:
             if self._given:
-                self._close_episode(self._given, success, terminated=False)
+                with self._whole():
+                    self._close_episode(self._given, success, terminated=False)
                 self._publish()
             else:
                 self._take_back(self._first)
                 self._first = None
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Back to the last commit when what ends in one has failed halfway."""
+        try:
+            yield
+        except BaseException:
+            self._writer.undo()
+            raise
+
+    def _check_open(self) -> None:
+        if self._writer.closed:
+            raise InputError(f"{self.path}: the writer is closed; open another one to go on")
 
     def _close_episode(self, given: list[float], success: bool, terminated: bool) -> None:
         """Write the final labels and count the episode as a whole. Until then readers take its labels from nowhere but the rule."""
@@ -217,9 +228,8 @@ class ReplayWriter:
 
     def close(self) -> None:
         """Cut off an episode that has not ended, and finish the store: statistics, counts, checksums."""
-        if self._closed:
+        if self._writer.closed:
             return
-        self._closed = True
         try:
             self.end()
             if self._writer.episodes:
@@ -232,7 +242,6 @@ class ReplayWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, OSError):
-            self._closed = True
             self._writer.close()  # a full disk: what is committed is safe, finishing would fail again
         else:
             self.close()

@@ -3,9 +3,9 @@
     data/{action, proprio, state, image_*}            concatenated over time, T+1 rows an episode of T transitions
     data/{reward, mask, mc_return, instruction_index} the same rows
     jpeg/image_*/{bytes, ends}                        cameras that are kept as JPEG, in place of data/image_*
-    meta/{episode_ends, success}                      an episode each; episode_ends: cumulative and exclusive, in rows; success: 1, 0,
-                                                      or -1 unlabelled
-    meta/achieved                                     where hindsight was labelled: the instruction that an episode achieved, or -1
+    meta/{episode_ends, success, achieved}            an episode each; episode_ends: cumulative and exclusive, in rows; success: 1, 0,
+                                                      or -1 unlabelled; achieved: the instruction that it achieved instead of its own
+                                                      (hindsight), or -1
     meta/instruction_embeddings                       float32 [N,D], row i for line i of instructions.jsonl
     meta/.commit                                      how many rows and episodes count (data/store/commit.py)
 
@@ -31,7 +31,7 @@ from data.statistics import compute_statistics
 from data.store.array import MappedArray
 from data.store.commit import COMMIT, Committed, read_commit
 from data.store.frames import JpegFrames
-from data.store.writer import INSTRUCTIONS, VERSION, read_instructions
+from data.store.writer import EPISODE_ARRAYS, INSTRUCTIONS, VERSION, read_instructions
 
 LABELS = ("action", "reward", "mask", "mc_return", "instruction_index")
 ATTRIBUTES = ("robot_rl_store", "source", "action", "statistics", "reward", "language_model", "counts", "changes")
@@ -115,11 +115,7 @@ class Store:
 
     def _load_episodes(self) -> None:
         count, meta = self.committed.episodes, self.path / "meta"
-        ends, success = (np.array(MappedArray(meta / key, count).view) for key in ("episode_ends", "success"))
-        achieved = np.full(count, -1, np.int32)
-        if (meta / "achieved").is_dir():
-            labelled = MappedArray(meta / "achieved").view[:count]
-            achieved[: len(labelled)] = labelled
+        ends, success, achieved = (np.array(MappedArray(meta / key, count).view) for key in EPISODE_ARRAYS)
         whole = int(ends[-1]) if count else 0
         if self.committed.rows > whole + 1:
             # It still runs: neither a success nor a failure yet.
@@ -136,6 +132,12 @@ class Store:
     def running(self) -> bool:
         """Whether the last episode has not ended; its labels are those of `labels`, not of the arrays."""
         return len(self.episode_ends) > self.committed.episodes
+
+    @property
+    def finished(self) -> bool:
+        """Whether its writer has finished it: statistics and checksums cover all that counted when it was opened."""
+        found = self.attributes["counts"]
+        return (found.get("steps"), found.get("episodes")) == (self.committed.rows, self.committed.episodes)
 
     def labels(self, start: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """reward, mask and mc_return of the rows from `start` on, which begins an episode: float32 [rows - start] each.
@@ -228,15 +230,15 @@ class Store:
         return self._array(key).gather(np.arange(self.rows))
 
     def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
-        """Episodes `indices`, as they were before they were labelled with rewards."""
+        """Episodes `indices`, with the store's labels: `rewards`, and `terminated` where the last step's mask is 0."""
         for index in indices:
             first, last = int(self.episode_ends[index - 1]) if index else 0, int(self.episode_ends[index])
             rows = np.arange(first, last)
             text = self.instructions[int(self.gather("instruction_index", rows[:1])[0])]
-            mask = self.gather("mask", rows[-2:-1])
-            given = self.reward["kind"] == "given"
             # One that still runs is no success, and not unlabelled either.
             running = self.running and index == self.length - 1
+            reward, mask = self.labels(first)[:2] if running else (self.gather(key, rows) for key in ("reward", "mask"))
+            achieved = int(self.achieved[index])
             yield Episode(
                 observations={
                     key: self.gather(key, rows) for key in self.observation_keys if images or not key.startswith("image_")
@@ -246,8 +248,9 @@ class Store:
                 success=False if running else {1: True, 0: False}.get(int(self.success[index])),
                 source=f"{self.path} episode {index}",
                 instruction_embedding=self.language.table[text],
-                rewards=self.gather("reward", rows[:-1]) if given else None,
-                terminated=bool(mask[0] == 0) if given else None,
+                rewards=reward[:-1],
+                terminated=bool(mask[-2] == 0),
+                achieved=self.instructions[achieved] if achieved >= 0 else None,
             )
 
     def verify(self) -> None:

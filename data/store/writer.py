@@ -17,12 +17,12 @@ import numpy as np
 from data.errors import InputError
 from data.language import DATASET_MODEL, LanguageEncoder
 from data.statistics import compute_statistics
-from data.store.array import ArrayWriter, MappedArray, replace_text, write_all, write_group
+from data.store.array import ArrayWriter, MappedArray, replace_text, sync_tree, write_all, write_group
 from data.store.commit import COMMIT, CommitFile, Committed, read_commit
 from data.store.frames import JpegWriter
 
-VERSION = 2
-EPISODE_ARRAYS = {"episode_ends": np.int64, "success": np.int8}
+VERSION = 3
+EPISODE_ARRAYS = {"episode_ends": np.int64, "success": np.int8, "achieved": np.int32}
 INSTRUCTIONS = "instructions.jsonl"
 LOCK = ".lock"
 Writer = ArrayWriter | JpegWriter
@@ -36,7 +36,7 @@ class StoreWriter:
 
         language: embeds new instructions. jpeg: keep frames as JPEG. InputError when another process is writing.
         """
-        self.folder, self.language, self.jpeg = folder, language, jpeg
+        self.folder, self.language, self.jpeg, self.closed = folder, language, jpeg, False
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(folder)
         try:
@@ -56,8 +56,8 @@ class StoreWriter:
                 write_group(group)
         self._commit = CommitFile(folder / "meta" / COMMIT)
         state = self._commit.state
-        self._commit.commit(state)
         if attributes is not None:
+            self._commit.commit(state)
             write_group(folder, attributes)  # last: what is a store has a commit
         self.rows, self.episodes = state.rows, state.episodes
         self.arrays: dict[str, Writer] = {}
@@ -105,6 +105,8 @@ class StoreWriter:
 
     def append(self, rows: dict[str, Any]) -> None:
         """Append rows [N, ...] of every array of `data`; the first call fixes which there are. Frames may be N JPEG files."""
+        if self.closed:
+            raise ValueError(f"{self.folder}: the writer is closed")
         for key, value in rows.items():
             if key not in self.arrays:
                 if self.rows:
@@ -135,12 +137,12 @@ class StoreWriter:
         """Remove an array."""
         self.arrays.pop(key).discard()
 
-    def end_episode(self, success: bool | None) -> None:
-        """All rows so far belong to whole episodes."""
+    def end_episode(self, success: bool | None, achieved: int = -1) -> None:
+        """All rows so far belong to whole episodes. achieved: the index of the instruction that it achieved instead of its own."""
         code = -1 if success is None else int(success)
         for writer in self._meta.values():
             writer.back_to(self.episodes)
-        for key, value in zip(EPISODE_ARRAYS, (self.rows, code), strict=True):
+        for key, value in zip(EPISODE_ARRAYS, (self.rows, code, achieved), strict=True):
             self._meta[key].append(np.array([value], EPISODE_ARRAYS[key]))
         self.episodes += 1
 
@@ -167,7 +169,7 @@ class StoreWriter:
             writer.publish(self.episodes)
 
     def finish(self, changes: list[str] | None = None, skipped: int = 0) -> None:
-        """Statistics, counts and checksums; everything is on the disk. The store may go on.
+        """Statistics, counts and checksums; everything is on the disk, and this writer is closed. Another one may go on.
 
         changes: what was done to the data, a line each. skipped: how many episodes were left out.
         """
@@ -175,7 +177,7 @@ class StoreWriter:
             writer.finish()
         ends = MappedArray(self.folder / "meta" / "episode_ends").view
         statistics = {}
-        for key, writer in self.arrays.items():
+        for key, writer in sorted(self.arrays.items()):  # whichever run made them
             if isinstance(writer, ArrayWriter) and writer.dtype == np.float32 and len(writer.row_shape) == 1:
                 statistics[key] = compute_statistics(MappedArray(writer.folder).view, leave_out=ends - 1)
         counts = {"episodes": self.episodes, "steps": self.rows, "transitions": self.rows - self.episodes, "skipped": skipped}
@@ -187,10 +189,15 @@ class StoreWriter:
             json.dumps({**statistics, "num_trajectories": self.episodes, "num_transitions": counts["transitions"]}, indent=1),
         )
         write_group(self.folder, self.attributes)
+        sync_tree(self.folder)
         self._commit.commit(self.state, sync=True)
+        self.close()
 
     def close(self) -> None:
-        """Let go of the files and of the lock."""
+        """Let go of the files and of the lock. Twice is no harm."""
+        if self.closed:
+            return
+        self.closed = True
         for writer in (*self.arrays.values(), *self._meta.values(), *([self._embeddings] if self._embeddings else [])):
             writer.close()
         os.close(self._texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -24,13 +25,19 @@ from data import (
     EpisodeList,
     InputError,
     LanguageEncoder,
+    LeRobotWriter,
     Preparation,
     RewardConfig,
+    RldsWriter,
+    RobomimicWriter,
     Store,
     convert,
     open_dataset,
+    read_episodes,
+    relabel,
 )
 from data.atomic import _prefix
+from data.store.array import CHUNK_BYTES, chunk_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,8 +66,12 @@ def test_any_zarr_reader_opens_it(made_store: Store) -> None:
     assert (made_store.path / "dataset_statistics.json").exists()
 
 
-def test_many_chunks_read_alike(written: Path, made_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.store.array.CHUNK_BYTES", 1000)
+@pytest.mark.parametrize("size", [1000, 4096])
+def test_many_chunks_read_alike(
+    written: Path, made_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Also where chunks are not, or not all, whole pages."""
+    monkeypatch.setattr("data.store.array.CHUNK_BYTES", size)
     monkeypatch.setattr("data.store.array.PAGE", 4096)
     small = go(written, tmp_path / "small").store
     assert len(list((small.path / "data/image_primary").glob("[0-9]*"))) > 1
@@ -70,9 +81,18 @@ def test_many_chunks_read_alike(written: Path, made_store: Store, tmp_path: Path
         np.testing.assert_array_equal(small.load(key), made_store.load(key))
         np.testing.assert_array_equal(small.gather(key, rows), made_store.load(key)[rows])
         np.testing.assert_array_equal(group["data"][key][:], made_store.load(key))
+    assert small.statistics == made_store.statistics
+    small.verify()
     assert small.gather("action", rows[:0]).shape == (0, 4)
     with pytest.raises(IndexError):
         small.gather("action", np.array([small.counts["steps"]]))
+
+
+@pytest.mark.parametrize("frame", [(95, 127, 3), (481, 641, 3), (480, 640, 3), (224, 224, 3), (64, 64, 3), (9000, 9000, 3)])
+def test_chunks_of_frames_of_any_size_stay_small(frame: tuple[int, ...]) -> None:
+    size = math.prod(frame)
+    assert chunk_rows(size) * size <= max(CHUNK_BYTES, size)
+    assert chunk_rows(size) * size > min(CHUNK_BYTES // 2, size - 1)
 
 
 def test_progress_counts_episodes(written: Path, tmp_path: Path) -> None:
@@ -173,11 +193,77 @@ def test_sigkill_leaves_the_old_store_and_loses_nothing(written: Path, tmp_path:
     resumed = Store.open(tmp_path / "store")
     resumed.verify()
 
-    def content(store: Store) -> dict[str, bytes]:
-        return {key: value for key, value in snapshot(store.path).items() if not key.endswith(".commit")}
-
-    assert content(resumed) == content(whole)
+    assert snapshot(resumed.path) == snapshot(whole.path)
     assert {path.name for path in tmp_path.iterdir()} == {"store", "whole", "convert.py"}
+
+
+def test_a_resumed_conversion_gives_the_same_bytes_whatever_the_order_of_the_keys(
+    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    def turned(episode: Episode) -> Episode:
+        return replace(episode, observations=dict(sorted(episode.observations.items(), reverse=True)))
+
+    episodes = source([turned(make_episode(seed, 5)) for seed in range(8)])
+
+    def stop(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(episodes, tmp_path / "store", progress=stop)
+    assert go(episodes, tmp_path / "store").resumed == 4
+    go(episodes, tmp_path / "whole")
+    assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
+
+
+def test_a_store_of_a_store_keeps_what_was_achieved(
+    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    """Also where the achieved instruction comes later, or never again; and the numbers of a store that was not labelled are -1."""
+    store = go(source([make_episode(seed, 5, success=seed == 1) for seed in (0, 2, 1)]), tmp_path / "store").store
+    assert store.instructions == ["öffne the drawer", "close the drawer"]
+    assert store.achieved.tolist() == [-1, -1, -1]
+    labelled = relabel(store.path, store.success, achieved=np.array([1, -1, 0]))
+    copy = go(labelled, tmp_path / "copy").store
+    assert copy.achieved.tolist() == [1, -1, 0]
+    few = convert(labelled, tmp_path / "few", ConversionConfig(episodes=1), language=LanguageEncoder("dataset")).store
+    assert [few.instructions[index] for index in few.achieved] == ["close the drawer"]
+    for key in labelled.arrays:
+        np.testing.assert_array_equal(copy.load(key), labelled.load(key))
+
+
+def test_a_store_that_was_labelled_meanwhile_is_converted_from_the_start(
+    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    store = go(source([make_episode(seed, 5) for seed in range(8)]), tmp_path / "store").store
+
+    def stop(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(store, tmp_path / "copy", progress=stop)
+    labelled = relabel(store.path, np.zeros(8, np.int8))
+    made = go(labelled, tmp_path / "copy")
+    assert made.resumed == 0
+    assert not made.store.success.any()
+
+
+@pytest.mark.parametrize("kind", ["rlds", "lerobot", "robomimic"])
+def test_exported_rewards_are_those_of_the_store(
+    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path, kind: str
+) -> None:
+    store = go(source([make_episode(seed, 5, success=seed == 1) for seed in range(2)]), tmp_path / "store").store
+    out = tmp_path / ("out.hdf5" if kind == "robomimic" else "out")
+    options = {"image_format": "png"} if kind == "lerobot" else {}
+    with {"rlds": RldsWriter, "lerobot": LeRobotWriter, "robomimic": RobomimicWriter}[kind](
+        out, store.action, **options
+    ) as writer:
+        for episode in read_episodes(store):
+            writer.add(episode)
+    config = ConversionConfig(reward=RewardConfig("given"))
+    again = convert(open_dataset(out), tmp_path / "again", config, language=LanguageEncoder("dataset")).store
+    for key in ("reward", "mc_return"):
+        np.testing.assert_array_equal(again.load(key), store.load(key))
+    assert again.success.tolist() == store.success.tolist() == [0, 1]
 
 
 def test_other_settings_start_over(written: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from data import (
     relabel,
 )
 from data.statistics import compute_statistics
+from data.store.array import ArrayWriter, MappedArray, chunk_rows, write_array
 from tests.conftest import ACTION, make_episodes
 from tests.data.test_replay import at, check_against, language, play
 
@@ -107,6 +108,91 @@ def test_a_last_step_that_fails_anywhere_can_be_taken_again(
     assert failures > 10
 
 
+@pytest.mark.parametrize("jpeg", [False, True])
+@pytest.mark.parametrize("size", [60, 4096])
+def test_checksums_are_right_however_often_a_store_is_closed_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg: bool, size: int
+) -> None:
+    monkeypatch.setattr("data.store.array.CHUNK_BYTES", size)
+    monkeypatch.setattr("data.store.array.PAGE", 4096)
+    episodes, first = make_episodes(6), None
+    for index, episode in enumerate(episodes):
+        with ReplayWriter(tmp_path / "online", ACTION, language=language(), jpeg=jpeg) as writer:
+            play(writer, episode)
+            writer.begin(at(episode, 0), "go left")  # without a step it never was
+        store = Store.open(tmp_path / "online")
+        first = first or store
+        for reader in (store, first):  # one that has not looked since is not told of damage
+            reader.verify()
+        assert store.length == index + 1
+    first.refresh()
+    for seen in (first, store):
+        for key in episodes[0].observations:
+            whole = np.concatenate([episode.observations[key] for episode in episodes])
+            assert (jpeg and key == "image_primary") or (seen.load(key) == whole).all()
+    file = max((store.path / "data/reward").glob("[0-9]*"))
+    file.write_bytes(b"\1" * file.stat().st_size)
+    with pytest.raises(InputError, match="its checksum is wrong"):
+        store.verify()
+
+
+def test_a_row_that_is_taken_back_takes_its_checksum_along(tmp_path: Path) -> None:
+    rows = chunk_rows(4)
+    write_array(tmp_path / "a", np.ones(rows, np.float32))
+    writer = ArrayWriter.reopen(tmp_path / "a", rows)
+    writer.back_to(rows - 1)
+    writer.finish()
+    array = MappedArray(tmp_path / "a")
+    array.verify()
+    assert len(array) == rows - 1
+
+
+@pytest.mark.parametrize("during", ["begin", "end"])
+def test_a_begin_or_end_that_fails_anywhere_can_be_taken_again(
+    tmp_path: Path, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes, write, failures = make_episodes(2), os.pwrite, 0
+    for allowed in range(40):
+        out = tmp_path / str(allowed)
+        with ReplayWriter(out, ACTION, language=language()) as writer:
+            play(writer, episodes[0])
+            if during == "end":
+                play(writer, episodes[1], 3)
+            calls = iter(range(1000))
+
+            def limited(*arguments: Any, calls: Any = calls, allowed: int = allowed) -> int:
+                if next(calls) == allowed:
+                    raise OSError(28, "No space left on device")
+                return write(*arguments)
+
+            def act(writer: ReplayWriter = writer) -> None:
+                if during == "end":
+                    writer.end(success=True)
+                else:
+                    writer.begin(at(episodes[1], 0), episodes[1].instruction)
+
+            with monkeypatch.context() as patch:
+                patch.setattr("os.pwrite", limited)
+                try:
+                    act()
+                except OSError:
+                    failures += 1
+                    failed = True
+                else:
+                    failed = False
+            if failed:
+                act()
+            if during == "begin":
+                writer.step(episodes[1].actions[0], at(episodes[1], 1))
+        store = Store.open(out)
+        store.verify()
+        assert store.length == 2
+        check_against(store, 1, episodes[1], 3 if during == "end" else 1, during == "end")
+        if not failed:
+            break
+    assert failures > 5
+
+
 def test_a_closed_writer_and_odd_instructions_are_refused(online: Path) -> None:
     episode = make_episodes(1)[0]
     with ReplayWriter(online, ACTION) as writer, pytest.raises(InputError, match="the instruction is None"):
@@ -114,6 +200,9 @@ def test_a_closed_writer_and_odd_instructions_are_refused(online: Path) -> None:
     writer.close()  # twice is no harm
     with pytest.raises(InputError, match="the writer is closed"):
         writer.begin(at(episode, 0), "go")
+    with pytest.raises(InputError, match="the writer is closed"):
+        writer.step(episode.actions[0], at(episode, 1))
+    writer.end()
     assert Store.open(online).length == 3
     (online / "instructions.jsonl").write_text("")
     with pytest.raises(InputError, match=r"instructions.jsonl: is empty or missing"):
