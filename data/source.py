@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from data.episode import Episode
 from data.errors import InputError
+from data.formats.base import HasGaps
 
 OnBad = Callable[[InputError], None]
 """Called with what is wrong with an episode that is then skipped; None in its place means raise."""
@@ -94,6 +95,12 @@ class DatasetSource:
     @property
     def changes(self) -> tuple[str, ...]:
         return tuple(self.rule.changes)
+
+    def gaps(self) -> dict[str, list[int]]:
+        """Our key -> the episodes of which a part is not in the files, and is read as a fill value."""
+        found = self.dataset.gaps(self.split) if isinstance(self.dataset, HasGaps) else {}
+        keys = {ours: sorted({n for key in theirs for n in found.get(key, ())}) for ours, theirs in self.rule.reads.items()}
+        return {ours: episodes for ours, episodes in keys.items() if episodes}
 
     def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
         from data.open_x.standardize import standardize

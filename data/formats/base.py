@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from data.errors import InputError
 
@@ -90,3 +90,11 @@ class Dataset(Protocol):
         What is lost is counted: an error that speaks of several episodes (the rest of a damaged file) comes once for each of them.
         Reading a range costs no more than its own episodes: what comes before it is skipped over, not decoded.
         """
+
+
+@runtime_checkable
+class HasGaps(Protocol):
+    """A dataset whose format reads what is not there as a fill value, without an error."""
+
+    def gaps(self, split: str) -> Mapping[str, list[int]]:
+        """Step feature -> the episodes of a split of which a part is not in the files."""

@@ -1,7 +1,8 @@
 """diffusion_policy's replay buffers: a zarr folder or .zarr.zip of `data/<key>`, concatenated over time, and `meta/episode_ends`.
 
 Read through the zarr library with whatever compressors numcodecs has, in zarr's format 2 (the original's) or 3. Observations and
-actions have the same number of rows. A chunk that is missing reads as the array's fill value, as zarr has it: black frames, zeros.
+actions have the same number of rows. A chunk that is missing reads as the array's fill value, as zarr has it: black frames, zeros;
+`gaps` tells where. zarr itself writes no chunk that is all fill value, so of numbers, though hardly of frames, that can be meant.
 This is the format of exchange; our own training store has the same layout but is not read here.
 """
 
@@ -11,6 +12,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,18 @@ class DiffusionPolicyDataset:
         description = merge_description(_derive(root, features, ends, name), find_description(path))
         return cls(path, name, features, ends, description, scales)
 
+    def gaps(self, split: str) -> dict[str, list[int]]:
+        root, starts = _open(self.path), np.concatenate([[0], self.ends[:-1]])
+        found = {}
+        for key, feature in self.features.items():
+            rows = [] if feature.unsupported else _missing(root, self.path, f"data/{key}")
+            hit = np.zeros(len(self.ends), bool)
+            for first, last in rows:
+                hit |= (starts < last) & (self.ends > first)
+            if hit.any():
+                found[key] = np.flatnonzero(hit).tolist()
+        return found
+
     def episodes(self, split: str, indices: range) -> Iterator[ZarrEpisode | InputError]:
         root = _open(self.path)
         starts = np.concatenate([[0], self.ends[:-1]])
@@ -166,6 +180,22 @@ def _children(path: Path, within: str) -> list[str]:
     return sorted({name.partition("/")[0] for name in names if "/" in name})
 
 
+def _missing(root: Any, path: Path, name: str) -> list[tuple[int, int]]:
+    """Rows [first, last) of the chunks of an array that are not in its folder or zip file."""
+    array = root[name]
+    if path.is_dir():
+        folder = path / name
+        there = {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
+    else:
+        prefix = "".join(f"{part}/" for part in (_prefix(path), name) if part)
+        with zipfile.ZipFile(path) as archive:
+            there = {entry.removeprefix(prefix) for entry in archive.namelist() if entry.startswith(prefix)}
+    sizes = array.shards or array.chunks  # what is one file
+    grid = (range(-(-length // size)) for length, size in zip(array.shape, sizes, strict=True))
+    missing = {place[0] for place in product(*grid) if array.metadata.encode_chunk_key(place) not in there}
+    return [(row * sizes[0], (row + 1) * sizes[0]) for row in sorted(missing)]
+
+
 def _features(root: Any, path: Path, key: str, scales: dict[str, float]) -> dict[str, Feature]:
     """The features of `data/<key>`, an array or a group of arrays; scales of float images are added to `scales`."""
     try:
@@ -206,12 +236,15 @@ def _episode_ends(root: Any, path: Path) -> np.ndarray:
         array = root["meta/episode_ends"]
         reason = _unreadable(array)
         ends = np.empty(0) if reason else np.asarray(array[:])
+        lost = not reason and _missing(root, path, "meta/episode_ends")
     except KeyError:
         raise InputError(f"{path}: no meta/episode_ends; give a zarr in diffusion_policy's layout") from None
     except Exception as error:
         raise InputError(f"{path}: meta/episode_ends cannot be read ({_line(error)}); copy it again") from None
     if reason or ends.ndim != 1 or ends.dtype.kind not in "iu":
         raise InputError(f"{path}: meta/episode_ends is {reason or f'{ends.dtype}{ends.shape}'}, expected whole numbers [E]")
+    if lost:
+        raise InputError(f"{path}: meta/episode_ends has lost a chunk, so where its episodes end is not known; copy it again")
     ends = ends.astype(np.int64)
     falls = np.flatnonzero(np.diff(ends, prepend=0) < 0)
     if len(falls):

@@ -55,6 +55,16 @@ class Rule:
     notes: tuple[str, ...] = ()
 
     @property
+    def reads(self) -> dict[str, set[str]]:
+        """Our key ("action", "reward", ... too) -> the step features that it is made of."""
+        parts = {"action": self.actions, **self.observations}
+        made = {ours: {name for part in pieces for name in part.features} for ours, pieces in parts.items()}
+        made |= {ours: {camera.key} for ours, camera in self.cameras.items()}
+        of_success = self.success[1] if self.success[0] == "step" else None
+        single = {"instruction": self.instruction, "reward": self.reward, "terminated": self.terminated, "success": of_success}
+        return made | {ours: {name} for ours, name in single.items() if name}
+
+    @property
     def changes(self) -> tuple[str, ...]:
         """What standardisation does to the data, a line each, for people."""
         lines = [f"action: {line}" for part in self.actions for line in part.changes()]
@@ -139,17 +149,13 @@ def make_rule(values: dict[str, Any], features: Mapping[str, Feature], where: st
 
 
 def _check_features(rule: Rule, features: Mapping[str, Feature], where: str) -> None:
-    parts = [*rule.actions, *(part for parts in rule.observations.values() for part in parts)]
-    named = {name for part in parts for name in part.features} | {camera.key for camera in rule.cameras.values()}
-    of_success = rule.success[1] if rule.success[0] == "step" else None
-    named |= {name for name in (rule.instruction, rule.reward, rule.terminated, of_success) if name}
-    missing = sorted(named - set(features))
+    missing = sorted(set().union(*rule.reads.values()) - set(features))
     if missing:
         raise InputError(f"{where}: needs step features {', '.join(missing)}, has {', '.join(sorted(features))}")
     for ours, camera in rule.cameras.items():
         if features[camera.key].kind != "image":
             raise InputError(f"{where}: {ours} is {camera.key}, which holds no images but {features[camera.key].kind}s")
-    for part in parts:
+    for part in (*rule.actions, *(part for parts in rule.observations.values() for part in parts)):
         for name in part.features:
             if features[name].kind != "tensor":
                 raise InputError(f"{where}: {name} holds {features[name].kind}s, a part needs numbers")

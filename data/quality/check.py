@@ -10,13 +10,20 @@ from collections.abc import Callable, Iterator
 
 from data.quality.finding import Finding
 from data.quality.frames import frame_faults
+from data.quality.gaps import gap_faults
 from data.quality.labels import label_faults
 from data.quality.motion import motion_faults
 from data.quality.survey import Progress, Survey, survey
 from data.quality.values import value_faults
 from data.source import EpisodeSource
 
-FAULTS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (label_faults, value_faults, motion_faults, frame_faults)
+FAULTS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
+    gap_faults,
+    label_faults,
+    value_faults,
+    motion_faults,
+    frame_faults,
+)
 
 
 def check(source: EpisodeSource, limit: int | None = None, progress: Progress | None = None) -> list[Finding]:

@@ -17,13 +17,14 @@ from data.episode import Episode
 from data.errors import InputError
 from data.quality.sample import Sample, take_sample
 from data.quality.signals import LaggedCorrelation, Peak, Reservoir, isolated, longest_run, steps, wrapping
-from data.source import EpisodeSource
+from data.source import DatasetSource, EpisodeSource
 
 ROWS = 2**17  # of the reservoir: quantiles of a larger dataset are estimated from so many of its steps
 PAIR_CORRELATION = (
     0.5  # of an action dimension with a proprio dimension that is said to follow it; chance stays below .3 on 200 steps
 )
 MIN_SAMPLES = 100
+REWARD_VALUES = 6  # that many distinct ones are counted; more are a dense reward, of which the range is told
 TINY = float(np.finfo(np.float32).tiny)
 OWN_LAG_STEPS = 20  # an episode shorter than this says nothing about its own lag
 Progress = Callable[[int, "int | None"], None]
@@ -84,7 +85,9 @@ class EpisodeFacts:
 @dataclass
 class Survey:
     """outside: share of steps outside [low, high] of the action description, [A]. lags: of all
-    pairs, in two halves of the episodes. rows: of every step the action, the proprio, the paired change and how isolated it is."""
+    pairs, in two halves of the episodes. rows: of every step the action, the proprio, the paired change and how isolated it is.
+    gaps: key -> numbers of the episodes of which a part is not in the files. reward_steps: reward -> steps that have it; beyond
+    REWARD_VALUES distinct rewards some are missing."""
 
     name: str
     location: str
@@ -102,6 +105,8 @@ class Survey:
     episodes: list[EpisodeFacts] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     shapes: Counter[tuple[tuple[str, tuple[int, ...]], ...]] = field(default_factory=Counter)
+    gaps: dict[str, list[int]] = field(default_factory=dict)
+    reward_steps: Counter[float] = field(default_factory=Counter)
 
     @property
     def size(self) -> int:
@@ -142,6 +147,8 @@ def survey(source: EpisodeSource, limit: int | None = None, skip_bad: bool = Tru
         source.name, source.location, source.split, source.action, tuple(source.changes), length, sample, key if known else None, wraps,
         [], (LaggedCorrelation(0, 0), LaggedCorrelation(0, 0)), np.zeros(size), Reservoir(ROWS),
     )  # fmt: skip
+    if isinstance(source, DatasetSource):
+        result.gaps = source.gaps()
     motions = [i for i in range(size) if i not in result.grippers]
     if key and known and max_lag and motions:
         result.pairs = _pairs([(e.actions, steps(e.observations[key], wraps)) for e in known], motions, max_lag)
@@ -232,6 +239,9 @@ def _add(result: Survey, episode: Episode) -> None:
     alone = isolated(paired)
     jump_at = alone.argmax(0)
     result.rows.add(np.concatenate([actions, proprio[:-1], np.abs(paired), alone], axis=1))
+    if episode.rewards is not None and len(result.reward_steps) <= REWARD_VALUES:
+        distinct, counts = np.unique(episode.rewards, return_counts=True)
+        result.reward_steps.update(dict(zip(distinct[: REWARD_VALUES + 1].tolist(), counts.tolist(), strict=False)))
     shapes = tuple(sorted((key, value.shape[1:]) for key, value in episode.observations.items()))
     result.shapes[shapes] += 1
     inputs = blake2b(actions.tobytes(), digest_size=12)

@@ -15,6 +15,7 @@ import pytest
 from data.episode import Episode
 from data.formats import open_format
 from data.formats.diffusion_policy import DiffusionPolicyDataset
+from data.quality.check import check as check_data
 from data.source import open_dataset, read_episodes
 from tests.data.reading import fails, read
 
@@ -226,3 +227,25 @@ def test_folders_and_zip_files_that_are_none(tmp_path: Path, folder: Path) -> No
     fails(lambda: open_dataset(folder), "pusht.zarr: no arrays under `data`")
     (folder / "meta" / "episode_ends" / ".zarray").write_text("{")
     fails(lambda: open_dataset(folder), "meta/episode_ends cannot be read")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_chunks_that_are_not_there_are_found_by_check(tmp_path: Path, version: int, zipped: bool) -> None:
+    """zarr reads them as zeros, without an error."""
+    folder = write(tmp_path / "holes.zarr", version)
+    (folder / "robot_rl.json").write_text(json.dumps({**DESCRIPTION, "instruction": {"text": "push"}}))
+    place = "c/{}/0/0/0" if version == 3 else "{}.0.0.0"
+    assert not any(finding.fault.startswith("missing") for finding in check_data(open_dataset(folder)))
+    (folder / "data/camera_0" / place.format(1)).unlink()  # rows 7 to 13: the end of one episode and the start of the next
+    (folder / "data/action" / ("c/6/0" if version == 3 else "6.0")).unlink()
+    path = pack(folder, tmp_path / "holes.zarr.zip", "holes.zarr/") if zipped else folder
+    if zipped:
+        shutil.copy(folder / "robot_rl.json", tmp_path / "holes.robot_rl.json")
+    found = {finding.fault: finding for finding in check_data(open_dataset(path))}
+    frames, numbers = found["missing-frames"], found["missing-numbers"]
+    assert (frames.severity, frames.episodes, numbers.severity, numbers.episodes) == ("error", ("#0", "#1"), "warning", ("#2",))
+    assert "image_primary" in frames.message
+    shutil.rmtree(tmp_path / "holes.zarr/meta/episode_ends/c" if version == 3 else tmp_path / "none", ignore_errors=True)
+    (folder / "meta/episode_ends/0").unlink(missing_ok=True)
+    fails(lambda: open_dataset(folder), "meta/episode_ends has lost a chunk")
