@@ -163,10 +163,15 @@ def _typed(family: str, policy_class: Any, options: Mapping[str, str]) -> dict[s
     for name in options:
         if name not in known:
             raise InputError(f"{name!r}: {family} policies have no such option; they have {', '.join(known) or 'none'}")
-    return {name: _convert(name, value, known[name].annotation) for name, value in options.items()}
+    return {name: convert(name, value, known[name].annotation) for name, value in options.items()}
 
 
-def _convert(name: str, value: str, kind: Any) -> Any:
+def convert(name: str, value: str, kind: Any) -> Any:
+    """The text of an option as the type that it is declared with. InputError when it is no such thing."""
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise InputError(f"{name}={value}: must be one of {', '.join(typing.get_args(kind))}")
+        return value
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     if kind is bool:

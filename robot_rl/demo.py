@@ -25,8 +25,8 @@ from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.console import console, counting_progress, evaluation_progress, loss_note, progress_bars, write_json
 from robot_rl.critic import CriticConfig, load_critic
 from robot_rl.demo_report import write_demo_report
-from robot_rl.evaluation import EvaluationSettings, results_table
-from robot_rl.evaluation.steering import evaluate_steering, make_arms
+from robot_rl.evaluation import local_pool, results_table, run_contests
+from robot_rl.evaluation.steering import make_contest, three_arms
 from robot_rl.recipes import train_critic, train_policy
 from robot_rl.steering import SteeringConfig, steered_spec
 from sim import environment_ids
@@ -50,19 +50,10 @@ def run_demo(demo: Demo) -> None:
         with counting_progress("reading them back") as progress:
             convert(open_dataset(dataset), store, workers=demo.workers, progress=progress)
     _train_both(demo, store, policy, critic)
-    seed = EVALUATION_SEED + demo.seed
+    contest = make_contest(policy, critic, "tabletop", demo.episodes, EVALUATION_SEED + demo.seed, three_arms(STEERING))
     with evaluation_progress() as on_block:
-        evaluation = evaluate_steering(
-            policy,
-            critic,
-            "tabletop",
-            demo.episodes,
-            seed,
-            STEERING,
-            workers=demo.workers,
-            journal=demo.out / "evaluation.journal.jsonl",
-            on_block=on_block,
-        )
+        journal = demo.out / "evaluation.journal.jsonl"
+        evaluation = run_contests({"": contest}, local_pool(demo.workers), journal=journal, on_block=on_block)[""]
     values = evaluation.to_json()
     Console().print(results_table(values))
     if not report.exists():
@@ -70,8 +61,7 @@ def run_demo(demo: Demo) -> None:
         spec = steered_spec(load_policy(policy).action_spec, load_critic(critic).action_spec)
         write_demo_report(
             report,
-            make_arms(policy, critic, STEERING),
-            EvaluationSettings(environment_ids("tabletop"), demo.episodes, seed, spec.chunk, {"cameras": ()}),
+            contest,
             evaluation,
             spec,
             {"Critic": critic / "metrics.jsonl", "Policy": policy / "metrics.jsonl"},

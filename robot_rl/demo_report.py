@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from policies import ActionSpec
-from robot_rl.evaluation import Contest, EpisodeOutcome, EvaluationResult, EvaluationSettings
-from robot_rl.evaluation.evaluate import PolicyFactory
+from robot_rl.evaluation import Contest, EpisodeOutcome, EvaluationResult
 from robot_rl.evaluation.recording import Wanted, record_episodes
 from robot_rl.evaluation.report import ReportData, write_report
 
@@ -23,18 +22,17 @@ EXPLANATION = (
 
 def write_demo_report(
     path: Path,
-    arms: Mapping[str, PolicyFactory],
-    settings: EvaluationSettings,
+    contest: Contest,
     evaluation: EvaluationResult,
     spec: ActionSpec,
     curves: Mapping[str, Path],
     num_samples: int,
     workers: int,
 ) -> None:
-    """Record the chosen episodes and write the page. settings: the evaluation's. curves: heading -> metrics.jsonl."""
+    """Record the chosen episodes and write the page. contest: the evaluation's. curves: heading -> metrics.jsonl."""
     chosen = _choose_pairs(evaluation)
     wanted = [Wanted("", arm, env_id, seed) for env_id, seed in chosen for arm in ("base", "steered")]
-    recorded = record_episodes({"": Contest(arms, settings)}, wanted, workers)
+    recorded = record_episodes({"": contest}, wanted, workers)
     data = ReportData(
         title="Steering a cloned policy with a critic",
         explanation=EXPLANATION.format(samples=num_samples),

@@ -70,7 +70,7 @@ class Contest:
     """Arms that run on the same episodes. An arm is a name and a callable that builds its policy.
 
     It must be picklable where there are worker processes (a frozen dataclass with `__call__` is), and its repr, with its fields, is
-    what identifies the arm in the journal and in the result. provenance: JSON that identifies what a repr cannot (a checkpoint's digest).
+    what identifies the arm in the journal and in the result. provenance: JSON that identifies what a repr cannot (a digest).
     """
 
     arms: Mapping[str, PolicyFactory]

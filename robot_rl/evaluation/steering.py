@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import gymnasium
 
 from data.errors import InputError
 from policies import ActionSpec, Policy, load_policy, observation_spec, policy_digest
 from robot_rl.critic import load_critic
-from robot_rl.evaluation.evaluate import evaluate
+from robot_rl.evaluation.evaluate import Contest, EvaluationSettings, OnBlock, local_pool, run_contests
 from robot_rl.evaluation.result import EvaluationResult
-from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig, steered_spec
+from robot_rl.steering import Method, RandomConfig, SteeringConfig, steered_spec
 from sim import environment_ids, suite_of
 
 
@@ -23,25 +24,60 @@ from sim import environment_ids, suite_of
 class Arm:
     """Builds one arm's policy from a policy spec and a critic's folder; picklable, so that workers can."""
 
-    kind: Literal["base", "steered", "random"]
+    method: Method
     policy: str
     critic: str
-    steering: SteeringConfig
 
     def __call__(self) -> Policy:
-        policy = load_policy(self.policy)
-        if self.kind == "base":
-            return policy
-        critic = load_critic(self.critic)
-        if self.kind == "random":
-            return RandomChoice(policy, critic, self.steering.num_samples)
-        return SteeredPolicy(policy, critic, self.steering)
+        critic = _loaded_critic(self.critic) if self.method.needs_critic else None
+        return cast(Policy, self.method(_loaded_policy(self.policy), critic))
 
 
-def make_arms(policy: Path | str, critic: Path | str, steering: SteeringConfig) -> dict[str, Callable[[], Policy]]:
-    """base, steered and random, all of which carry out as many actions of a chunk as the critic scores."""
-    kinds: tuple[Literal["base", "steered", "random"], ...] = ("base", "steered", "random")
-    return {kind: Arm(kind, str(policy), str(critic), steering) for kind in kinds}
+# The arms of a worker share what they load: they act one after the other, and each begins with a reset.
+@cache
+def _loaded_policy(spec: str) -> Policy:
+    return load_policy(spec)
+
+
+@cache
+def _loaded_critic(spec: str) -> Any:
+    return load_critic(spec)
+
+
+def make_arms(policy: Path | str, critic: Path | str, methods: Mapping[str, Method]) -> dict[str, Arm]:
+    """An arm for each of the named methods; all carry out as many actions of a chunk as the critic scores."""
+    return {name: Arm(method, str(policy), str(critic)) for name, method in methods.items()}
+
+
+def three_arms(steering: SteeringConfig) -> dict[str, Method]:
+    """The policy alone, steered, and a random one of as many candidates."""
+    return {
+        "base": Method("base"),
+        "steered": Method("steered", steering),
+        "random": Method("random", RandomConfig(steering.num_samples)),
+    }
+
+
+def make_contest(
+    policy: Path | str, critic: Path | str, env: str, episodes: int, seed: int, methods: Mapping[str, Method]
+) -> Contest:
+    """The arms of one policy and one critic in some environments (as for `sim.environment_ids`), checked against each other.
+
+    InputError when policy, critic and environment do not speak of the same actions.
+    """
+    loaded_policy, loaded_critic = load_policy(policy), load_critic(critic)
+    spec = steered_spec(loaded_policy.action_spec, loaded_critic.action_spec)
+    _note_datasets(loaded_policy, loaded_critic)
+    env_ids = environment_ids(env)
+    ours = all(suite_of(env_id) for env_id in env_ids)
+    env_kwargs = {"cameras": cameras_of(loaded_policy, loaded_critic)} if ours else {}
+    for env_id in env_ids:
+        _check_environment(env_id, env_kwargs, spec, loaded_policy, loaded_critic)
+    return Contest(
+        make_arms(policy, critic, methods),
+        EvaluationSettings(env_ids, episodes, seed, spec.chunk, env_kwargs),
+        {"policy": policy_digest(policy), "critic": policy_digest(critic)},
+    )
 
 
 def evaluate_steering(
@@ -53,33 +89,11 @@ def evaluate_steering(
     steering: SteeringConfig | None = None,
     workers: int = 2,
     journal: Path | None = None,
-    on_block: Callable[..., None] | None = None,
+    on_block: OnBlock | None = None,
 ) -> EvaluationResult:
-    """The policy alone, steered, and with a random choice among as many candidates, on the same seeds of each environment.
-
-    env: as for `sim.environment_ids`. InputError when policy, critic and environment do not speak of the same actions.
-    """
-    steering = steering or SteeringConfig()
-    loaded_policy, loaded_critic = load_policy(policy), load_critic(critic)
-    spec = steered_spec(loaded_policy.action_spec, loaded_critic.action_spec)
-    _note_datasets(loaded_policy, loaded_critic)
-    env_ids = environment_ids(env)
-    ours = all(suite_of(env_id) for env_id in env_ids)
-    env_kwargs = {"cameras": cameras_of(loaded_policy, loaded_critic)} if ours else {}
-    for env_id in env_ids:
-        _check_environment(env_id, env_kwargs, spec, loaded_policy, loaded_critic)
-    return evaluate(
-        make_arms(policy, critic, steering),
-        env_ids,
-        episodes,
-        seed,
-        workers=workers,
-        execute=spec.chunk,
-        env_kwargs=env_kwargs,
-        journal=journal,
-        provenance={"policy": policy_digest(policy), "critic": policy_digest(critic), "steering": asdict(steering)},
-        on_block=on_block,
-    )
+    """The policy alone, steered, and with a random choice among as many candidates, on the same seeds of each environment."""
+    contest = make_contest(policy, critic, env, episodes, seed, three_arms(steering or SteeringConfig()))
+    return run_contests({"": contest}, local_pool(workers), journal=journal, on_block=on_block)[""]
 
 
 def _note_datasets(policy: Any, critic: Any) -> None:

@@ -1,5 +1,10 @@
 from .ascent import ascend as ascend
+from .config import RandomConfig as RandomConfig
 from .config import SteeringConfig as SteeringConfig
+from .config import VotingConfig as VotingConfig
+from .majority_voting import MajorityVoting as MajorityVoting
+from .methods import Method as Method
+from .methods import parse_method as parse_method
 from .steered_policy import Decision as Decision
 from .steered_policy import RandomChoice as RandomChoice
 from .steered_policy import SteeredPolicy as SteeredPolicy

@@ -24,3 +24,24 @@ class SteeringConfig:
     def __post_init__(self) -> None:
         check_settings(self, num_samples=POSITIVE, temperature=NONNEGATIVE, ascent_steps=NONNEGATIVE, keep=POSITIVE)
         check_settings(self, step_size=RATE, trust_region=RATE)
+
+
+@dataclass(frozen=True)
+class RandomConfig:
+    """The control."""
+
+    num_samples: int = 32  # candidates a decision, K
+
+    def __post_init__(self) -> None:
+        check_settings(self, num_samples=POSITIVE)
+
+
+@dataclass(frozen=True)
+class VotingConfig:
+    """A proposal distribution around few samples of the policy, as RoboMonkey makes it."""
+
+    policy_samples: int = 5  # drawn from the policy, M
+    num_samples: int = 16  # drawn from the proposal distribution, K
+
+    def __post_init__(self) -> None:
+        check_settings(self, policy_samples=POSITIVE, num_samples=POSITIVE)

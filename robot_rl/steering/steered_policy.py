@@ -14,7 +14,7 @@ from data.errors import InputError
 from policies.base import ActionSpec, Observations, ObservationSpec, Policy, observation_spec
 from robot_rl.critic import Critic
 from robot_rl.steering.ascent import ascend
-from robot_rl.steering.config import SteeringConfig
+from robot_rl.steering.config import RandomConfig, SteeringConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SteeredPolicy:
     def __init__(self, policy: Policy, critic: Critic, config: SteeringConfig | None = None) -> None:
         self.policy, self.critic, self.config = policy, critic, config or SteeringConfig()
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
-        self.observation_spec = _both(policy, critic)
+        self.observation_spec = both_see(policy, critic)
         self.last_decision: Decision | None = None
 
     @property
@@ -96,8 +96,8 @@ class SteeredPolicy:
 class RandomChoice:
     """The control: a uniformly random one of the same K candidates. Whatever it gains over the policy is not the critic's doing."""
 
-    def __init__(self, policy: Policy, critic: Critic, num_samples: int) -> None:
-        self.policy, self.num_samples = policy, num_samples
+    def __init__(self, policy: Policy, critic: Critic, config: RandomConfig | None = None) -> None:
+        self.policy, self.num_samples = policy, (config or RandomConfig()).num_samples
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
         self.observation_spec = observation_spec(policy)
 
@@ -113,7 +113,7 @@ class RandomChoice:
         return torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
 
 
-def _both(policy: Policy, critic: Critic) -> ObservationSpec:
+def both_see(policy: Policy, critic: Critic) -> ObservationSpec:
     """What both look at; images at the policy's size, which the critic resizes for itself."""
     seen = observation_spec(policy)
     return replace(

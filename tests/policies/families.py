@@ -33,7 +33,7 @@ from policies.maps import PolicyMap
 from policies.remote import RemotePolicy
 from robot_rl.critic import Critic, CriticConfig
 from robot_rl.runtime import PolicyService, ServingSettings
-from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig
+from robot_rl.steering import MajorityVoting, RandomChoice, RandomConfig, SteeredPolicy, SteeringConfig, VotingConfig
 from tests.policies import octo_checkpoints
 from tests.policies.foreign_checkpoints import FOREIGN
 from tests.policies.openvla_checkpoint import OPENVLA, pretrained
@@ -128,7 +128,8 @@ MEMBERS: dict[str, Callable[[Any], Policy]] = {
     "ascended": lambda store: SteeredPolicy(
         make(store, SMALL), critic(store), SteeringConfig(num_samples=4, ascent_steps=2, aggregate="mean")
     ),
-    "random choice": lambda store: RandomChoice(make(store, SMALL), critic(store), 4),
+    "majority voting": lambda store: MajorityVoting(make(store, SMALL), critic(store), VotingConfig(3, 4)),
+    "random choice": lambda store: RandomChoice(make(store, SMALL), critic(store), RandomConfig(4)),
 }
 
 # Whose samples are one and the same, whatever the generator.

@@ -14,7 +14,7 @@ from policies.base import ActionSpec
 from policies.config import EncoderConfig
 from policies.contract import DataContract
 from robot_rl.critic import Critic, CriticConfig
-from robot_rl.steering import RandomChoice, SteeredPolicy, SteeringConfig, steered_spec
+from robot_rl.steering import RandomChoice, RandomConfig, SteeredPolicy, SteeringConfig, steered_spec
 
 SPEC = ActionSpec(
     ("x", "y", "gripper"), ("m", "m", "1"), (-0.05, -0.05, 0.0), (0.05, 0.05, 1.0), "end_effector_delta_base", 5.0, 4
@@ -155,7 +155,7 @@ def test_a_mismatch_is_refused_with_what_to_do(critic, change, says):
 
 def test_random_choice_draws_uniformly_from_as_many_candidates(critic):
     policy = UniformPolicy()
-    control = RandomChoice(policy, critic, 16)
+    control = RandomChoice(policy, critic, RandomConfig(16))
     assert control.sample(observations(2), 3, generator()).shape == (2, 3, 4, 3)
     assert policy.calls == [48]
     assert control.action_spec == steered_spec(SPEC, critic.action_spec)

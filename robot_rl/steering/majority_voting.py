@@ -1,0 +1,59 @@
+"""A verifier in RoboMonkey's manner (2506.17811): few samples of the policy become a proposal distribution, the critic picks from it.
+
+The paper draws a handful of actions, fits a Gaussian to their translations and rotations, takes the gripper by majority vote, draws the
+candidates from that, and lets a verifier choose. Here the verifier is the critic, and what is fitted is a whole chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from policies.base import Observations, Policy
+from robot_rl.critic import Critic
+from robot_rl.steering.config import VotingConfig
+from robot_rl.steering.steered_policy import Decision, both_see, steered_spec
+
+
+class MajorityVoting:
+    """Axes: B observations, N draws, M policy samples, K candidates, H chunk, A action."""
+
+    def __init__(self, policy: Policy, critic: Critic, config: VotingConfig) -> None:
+        self.policy, self.critic, self.config = policy, critic, config
+        self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
+        self.observation_spec = both_see(policy, critic)
+        self.last_decision: Decision | None = None
+        gripper = [
+            unit == "open" or "gripper" in name
+            for name, unit in zip(policy.action_spec.names, policy.action_spec.units, strict=True)
+        ]
+        self._gripper = torch.tensor(gripper)
+
+    @property
+    def device(self) -> torch.device:
+        return self.critic.device
+
+    def reset(self) -> None:
+        self.policy.reset()
+
+    @torch.no_grad()
+    def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """N independent draws, [B,N,H,A] in physical units."""
+        m, k = self.config.policy_samples, self.config.num_samples
+        drawn = self.policy.sample(observations, num_samples * m, generator)[:, :, : self.action_spec.chunk]
+        drawn = drawn.unflatten(1, (num_samples, m))
+        candidates = self._propose(drawn, k, generator)
+        values = self.critic.values(self.critic.encode(observations), candidates.flatten(1, 2)).min(dim=0).values
+        values = values.unflatten(1, (num_samples, k))
+        chosen = values.argmax(dim=-1)
+        self.last_decision = Decision(values.amax(dim=-1)[:, 0], values[:, 0])
+        return torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
+
+    def _propose(self, drawn: torch.Tensor, count: int, generator: torch.Generator | None) -> torch.Tensor:
+        """Candidates [B,N,K,H,A] around samples [B,N,M,H,A], within the policy's bounds."""
+        low, high = (torch.tensor(bound).to(drawn) for bound in (self.policy.action_spec.low, self.policy.action_spec.high))
+        mean, spread = drawn.mean(dim=2, keepdim=True), drawn.std(dim=2, keepdim=True, correction=0)
+        shape = (*drawn.shape[:2], count, *drawn.shape[3:])
+        noise = torch.randn(shape, generator=generator, device=drawn.device)
+        middle = (low + high) / 2
+        vote = torch.where((drawn > middle).float().mean(dim=2, keepdim=True) > 0.5, high, low).expand(shape)
+        return torch.where(self._gripper.to(drawn.device), vote, (mean + spread * noise).clamp(low, high))
