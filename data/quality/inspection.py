@@ -11,7 +11,7 @@ from data.quality.check import findings
 from data.quality.frames import frame_lags
 from data.quality.motion import DEAD
 from data.quality.signals import LaggedCorrelation
-from data.quality.survey import Progress, Survey, survey
+from data.quality.survey import REWARD_VALUES, Progress, Survey, survey
 from data.source import EpisodeSource
 from data.statistics import STATISTICS
 
@@ -37,10 +37,10 @@ def report(found: Survey) -> dict[str, Any]:
     {text: episodes}; episode_length {min, median, max, histogram} in transitions; cameras {name: [H,W]}; vectors {name: size}; action
     (its description); statistics and proprio_statistics (mean, std, min, max, q01, q99, lists); histograms {action: {edges, counts,
     outside: share of steps outside of its bounds}}; dead_dimensions (action dimensions that never move); idle (share of steps in which
-    no motion is asked for; None for absolute actions); success {true, false, unlabelled} and rewards {episodes, min, max} in episodes;
-    lag {signal: {steps, seconds, correlation, at_zero, lags, curve}}: of the proprio after the actions, and of each camera after the
-    proprio; looked_at {episodes, frames}: whose frames were decoded; findings, as of `check`; skipped. Quantiles and histograms are of
-    a sample where there are more than 131,072 steps.
+    no motion is asked for; None for absolute actions); success {true, false, unlabelled}; rewards {episodes (that have them), min, max,
+    steps: {reward: steps}, empty where there are many}; lag {signal: {steps, seconds, correlation, at_zero, lags, curve}}: of
+    the proprio after the actions, and of each camera after the proprio; looked_at {episodes, frames}: whose frames were decoded;
+    findings, as of `check`; skipped. Quantiles and histograms are of a sample where there are more than 131,072 steps.
     """
     rows, lengths = found.rows.rows(), np.array([facts.length for facts in found.episodes])
     success = Counter(facts.success for facts in found.episodes)
@@ -79,6 +79,9 @@ def report(found: Survey) -> dict[str, Any]:
             "episodes": len(rewards),
             "min": min((low for _, low in rewards), default=None),
             "max": max((high for high, _ in rewards), default=None),
+            "steps": {f"{value:g}": count for value, count in sorted(found.reward_steps.items())}
+            if len(found.reward_steps) <= REWARD_VALUES
+            else {},
         },
         "lag": _lags(found),
         "looked_at": {"episodes": len(found.sample.episodes), "frames": frames},

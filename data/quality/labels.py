@@ -33,11 +33,12 @@ def label_faults(found: Survey) -> Iterator[Finding]:
 
 def _unusable(found: Survey) -> Iterator[Finding]:
     if found.errors:
+        fault, _, advice = found.errors[0].partition("; ")
         yield Finding(
             "error",
             "unusable-episode",
-            f"{len(found.errors)} of {found.total} episodes cannot be used, the first: {found.errors[0]}",
-            "repair them, or leave them out with --skip-bad",
+            f"{len(found.errors)} of {found.total} episodes cannot be used, the first: {fault}",
+            advice or "repair them, or leave them out with --skip-bad",
             len(found.errors),
         )
     if len(found.shapes) > 1:
@@ -129,12 +130,15 @@ def _rewards(found: Survey) -> Iterator[Finding]:
     values = set[float]().union(*(reward[0] for _, reward in rewarded))
     successes = [facts for facts, _ in rewarded if facts.success]
     if len(values) == 1:
+        if all(facts.success is False for facts, _ in rewarded):
+            return  # as it should be
         yield Finding(
             "error" if successes else "warning",
             "constant-reward",
             f"every reward is {values.pop():g}"
             + (f", yet {len(successes)} episodes are labelled successes" if successes else ""),
-            "say in robot_rl.json which feature the reward is, or make rewards of success labels (--reward success)",
+            "say in robot_rl.json which feature the reward is, or make rewards of success labels, as `robot-rl data convert` does by "
+            "itself (--reward success)",
         )
         return
     if len(values) > SPARSE:

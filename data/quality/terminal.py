@@ -53,7 +53,7 @@ def render(report: dict[str, Any]) -> Group:
 
 def describe(report: dict[str, Any]) -> dict[str, str]:
     """The facts of a report in words, by what they are about."""
-    length, success, rewards = report["episode_length"], report["success"], report["rewards"]
+    length, success = report["episode_length"], report["success"]
     looked = report["looked_at"]
     lags = (
         f"{name} by {lag['steps']} steps, {1000 * lag['seconds']:.0f} ms (correlation {lag['correlation']:.2f})"
@@ -71,15 +71,25 @@ def describe(report: dict[str, Any]) -> dict[str, str]:
         "cameras": ", ".join(f"{key} {height}x{width}" for key, (height, width) in report["cameras"].items()) or "none",
         "vectors": ", ".join(f"{key} ({size})" for key, size in report["vectors"].items()) or "none",
         "control": f"{report['action']['control_hz']:g} Hz, {report['action']['frame']}",
-        "rewards": f"{rewards['min']:g} to {rewards['max']:g}, in {rewards['episodes']} episodes"
-        if rewards["episodes"]
-        else "none",
+        "rewards": _rewards(report),
         "dead dimensions": ", ".join(report["dead_dimensions"]) or "none",
         "idle": "not told by absolute actions" if report["idle"] is None else f"{100 * report['idle']:.0f}% of the steps",
         "lag": "; ".join(lags) or "nothing that follows the actions was found",
         "bad episodes": f"{len(report['skipped'])} left out" if report["skipped"] else "none",
         "frames looked at": f"{looked['frames']}, of {looked['episodes']} episodes" if looked["frames"] else "none",
     }
+
+
+def _rewards(report: dict[str, Any]) -> str:
+    rewards = report["rewards"]
+    if not rewards["episodes"]:
+        return "none"
+    total = sum(rewards["steps"].values())
+    values = ", ".join(f"{value} in {100 * count / total:.2g}%" for value, count in rewards["steps"].items())
+    lacking = report["episodes"] - rewards["episodes"]
+    return (f"{values} of the steps" if values else f"{rewards['min']:g} to {rewards['max']:g}") + (
+        f"; {lacking} episodes have none" if lacking else ""
+    )
 
 
 def render_findings(findings: Sequence[dict[str, Any]]) -> Group:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from data.errors import InputError, check_settings
+from data.errors import POSITIVE, InputError, check_settings
 
 if TYPE_CHECKING:
     from data.formats.base import Dataset
@@ -16,21 +16,43 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataInspect:
-    """Show what a dataset or a converted store holds, as the trainer will see it, and what is wrong with it."""
+class _Look:
+    """What is looked at."""
 
     path: tyro.conf.Positional[Path]  # a dataset of any known format, or a store
     split: str = "train"  # of a dataset
     description: Path | None = None  # a robot_rl.json that says what the features mean, instead of the dataset's own
     episodes: int | None = None  # look at the first so many only
+
+    def __post_init__(self) -> None:
+        if self.episodes is not None:
+            check_settings(self, episodes=POSITIVE)
+
+    def open(self) -> EpisodeSource:
+        from data.source import open_source
+        from data.store.store import Store
+        from robot_rl.console import console
+
+        source = open_source(self.path, self.split, self.description)
+        if isinstance(source, Store) and not source.finished:
+            running = ", the last of which has not ended" if source.running else ""
+            console.print(
+                f"{self.path}: not finished (it is being written to, or its writer was stopped), so there are no checksums to compare; "
+                f"what follows is of the {source.length} episodes that it holds now{running}",
+                highlight=False,
+                markup=False,
+            )
+        return source
+
+
+@dataclass(frozen=True)
+class DataInspect(_Look):
+    """Show what a dataset or a converted store holds, as the trainer will see it, and what is wrong with it."""
+
     json: Path | None = None  # where to write the numbers
     html: Path | None = None  # where to write a page with figures and frames
     draft: Path | None = None  # where to write a first robot_rl.json, guessed from the data
     skip_bad: bool = False  # leave out episodes that cannot be read, and say which
-
-    def __post_init__(self) -> None:
-        if self.episodes is not None:
-            check_settings(self, episodes=(1, float("inf")))
 
     def run(self) -> None:
         from rich.console import Console
@@ -38,7 +60,6 @@ class DataInspect:
         from data.quality.inspection import report
         from data.quality.survey import survey
         from data.quality.terminal import render
-        from data.source import open_source
         from robot_rl.console import check_writable, counting_progress, write_json
         from robot_rl.data_page import write_data_page
 
@@ -50,7 +71,7 @@ class DataInspect:
         else:
             if self.draft:
                 self._write_draft()
-            source = open_source(self.path, self.split, self.description)
+            source = self.open()
         with counting_progress("looking at episodes") as progress:
             found = survey(source, self.episodes, self.skip_bad, progress)
         values = report(found)
@@ -100,45 +121,34 @@ class DataInspect:
 
 
 @dataclass(frozen=True)
-class DataCheck:
+class DataCheck(_Look):
     """Say what in a dataset or store would poison training. Exit code: 0 nothing, 1 something would, 2 it cannot be read at all."""
 
-    path: tyro.conf.Positional[Path]  # a dataset of any known format, or a store
-    split: str = "train"  # of a dataset
-    description: Path | None = None  # a robot_rl.json that says what the features mean, instead of the dataset's own
-    episodes: int | None = None  # look at the first so many only
     json: Path | None = None  # where to write the findings
-    skip_bad: bool = False  # episodes that cannot be read are no fault: they will be left out
-
-    def __post_init__(self) -> None:
-        if self.episodes is not None:
-            check_settings(self, episodes=(1, float("inf")))
+    skip_bad: bool = False  # episodes that cannot be read are a warning only: `convert --skip-bad` leaves them out
 
     def run(self) -> int:
         from rich.console import Console
 
         from data.quality.check import check
         from data.quality.terminal import render_findings
-        from data.source import open_source
         from data.store.store import Store
         from robot_rl.console import check_writable, counting_progress, write_json
 
         check_writable(self.json)
-        source = open_source(self.path, self.split, self.description)
-        if isinstance(source, Store):
+        source = self.open()
+        if isinstance(source, Store) and source.finished:
             source.verify()
         with counting_progress("checking episodes") as progress:
             found = check(source, self.episodes, progress)
-        poison = [
-            finding
-            for finding in found
-            if finding.severity == "error" and not (self.skip_bad and finding.fault == "unusable-episode")
-        ]
-        findings = [finding.to_json() for finding in found]
+        if self.skip_bad:
+            found = [replace(each, severity="warning") if each.fault == "unusable-episode" else each for each in found]
+        ok = all(each.severity == "warning" for each in found)
+        findings = [each.to_json() for each in found]
         Console().print(render_findings(findings))
         if self.json:
-            write_json(self.json, {"path": source.location, "split": source.split, "ok": not poison, "findings": findings})
-        return 1 if poison else 0
+            write_json(self.json, {"path": source.location, "split": source.split, "ok": ok, "findings": findings})
+        return 0 if ok else 1
 
 
 def _undescribed(path: Path) -> Dataset | None:

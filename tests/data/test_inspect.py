@@ -24,7 +24,8 @@ from data.quality.survey import survey
 from data.quality.terminal import render
 from data.source import EpisodeList, open_dataset
 from data.statistics import compute_statistics
-from tests.data.arm_data import ACTION, clean
+from data.store.store import Store
+from tests.data.arm_data import ACTION, clean, each
 
 
 def text_of(renderable: object, width: int = 80) -> str:
@@ -165,4 +166,18 @@ def test_bridge_report(bridge: Path) -> None:
     found = report(survey(open_dataset(bridge)))
     assert found["episodes"] == 25
     assert found["lag"]["proprio after the actions"]["steps"] == 0
-    assert found["rewards"] == {"episodes": 25, "min": 0.0, "max": 0.0}
+    assert found["rewards"] == {"episodes": 25, "min": 0.0, "max": 0.0, "steps": {"0": 25 * 9}}
+
+
+def test_rewards_of_a_store_and_rewards_of_many_values(made_store: Store) -> None:
+    found = inspect(made_store)
+    successes, failures = made_store.success != 0, made_store.success == 0
+    lengths = np.diff(made_store.episode_ends, prepend=0) - 1
+    zeros = int(np.minimum(lengths, 3)[successes].sum())
+    assert failures.any()
+    assert found["rewards"]["steps"] == {"-1": int(lengths.sum()) - zeros, "0": zeros}
+    text = text_of(render(found))
+    assert f"-1 in {100 - 100 * zeros / lengths.sum():.2g}%" in text
+    dense = each(clean(0), lambda e: replace(e, rewards=np.linspace(0, 1, len(e), dtype=np.float32)))
+    assert inspect(dense)["rewards"] == {"episodes": 24, "min": 0.0, "max": 1.0, "steps": {}}
+    assert "0 to 1" in text_of(render(inspect(dense)))

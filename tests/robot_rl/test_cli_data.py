@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import RldsWriter, Store, open_dataset, read_episodes
+from data import LanguageEncoder, ReplayWriter, RldsWriter, Store, open_dataset, read_episodes
 from robot_rl.cli import main
 from tests.conftest import ACTION, make_episodes
 
@@ -302,3 +302,36 @@ def test_convert_says_what_became_of_an_earlier_run_and_what_comes_next(dataset,
     assert f"robot-rl train critic --data '{store}' --out runs/critic" in said
     lengths, success = np.diff(Store.open(store).episode_ends, prepend=0) - 1, Store.open(store).success
     assert f"{((lengths <= 9) & (success == 1)).sum()} of {len(lengths)} episodes have no more than the 9 steps" in said
+
+
+def test_a_store_that_is_being_written_is_looked_at_as_far_as_it_goes(tmp_path, capsys):
+    path, language = tmp_path / "online", LanguageEncoder("dataset", {"go left": np.ones(4)})
+    with ReplayWriter(path, ACTION, language=language) as writer:
+        for episode in range(3):
+            writer.begin({"proprio": np.zeros(2, np.float32)}, "go left")
+            for step in range(5 if episode < 2 else 2):
+                proprio = np.random.default_rng([episode, step]).normal(size=2).astype(np.float32)
+                writer.step(np.full(3, 0.01 * step), {"proprio": proprio}, terminated=step == 4, success=episode == 1)
+        for command in ("check", "inspect"):
+            assert main(["data", command, str(path)]) in (0, 1)
+            said = " ".join(capsys.readouterr().err.split())
+            assert "not finished" in said
+            assert "of the 3 episodes that it holds now, the last of which has not ended" in said
+    assert main(["data", "inspect", str(path)]) == 0
+    shown = capsys.readouterr()
+    assert "not finished" not in shown.err
+    assert "1 succeed, 2 fail" in shown.out
+    assert "-1 in 75%, 0 in 25% of the steps" in shown.out
+    assert main(["data", "check", str(path)]) in (0, 1)
+
+
+def test_skipped_episodes_are_reported_and_no_fault(dataset, tmp_path, capsys):
+    shutil.copytree(dataset, tmp_path / "cut")
+    shard = next((tmp_path / "cut").rglob("*.tfrecord*"))
+    shard.write_bytes(shard.read_bytes()[:-20])
+    assert main(["data", "check", str(tmp_path / "cut")]) == 1
+    assert "error: unusable-episode: 1 of 24 episodes cannot be used" in " ".join(capsys.readouterr().out.split())
+    assert main(["data", "check", str(tmp_path / "cut"), "--skip-bad"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: unusable-episode" in said
+    assert said.count("--skip-bad") == 1
