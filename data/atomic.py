@@ -77,9 +77,6 @@ def write_file(path: Path, content: str | bytes) -> None:
 def check_place(out: Path, overwrite: bool, is_own: IsOwn, kind: str) -> Path:
     """The real path of `out`, cleared of what a killed process left beside it. InputError when it may not be written."""
     out = Path(os.path.realpath(out.expanduser()))
-    existing = next(parent for parent in out.parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{out}: {existing} is no folder that can be written to; choose another place")
     _clear_leftovers(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out

@@ -81,17 +81,34 @@ def check_action(action: Any, where: str) -> dict[str, Any]:
 
     names, units, low, high: lists of A; frame: what the action is relative to; control_hz: actions a second.
     """
-    if not isinstance(action, dict) or set(action) != set(ACTION_FIELDS):
-        found = sorted(action) if isinstance(action, dict) else type(action).__name__
-        raise InputError(f"{where}: the action description has {found}, it needs exactly {list(ACTION_FIELDS)}")
-    per_dimension = ACTION_FIELDS[:4]
-    if not all(isinstance(action[key], list) for key in per_dimension) or len({len(action[key]) for key in per_dimension}) != 1:
-        raise InputError(f"{where}: {', '.join(per_dimension)} of the action description must be lists of one length")
-    bounds = [*action["low"], *action["high"]]
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in bounds) or any(
-        low > high for low, high in zip(action["low"], action["high"], strict=True)
-    ):
-        raise InputError(f"{where}: low and high of the action description must be finite numbers, low not above high")
-    if not isinstance(action["frame"], str) or not isinstance(action["control_hz"], (int, float)) or action["control_hz"] <= 0:
-        raise InputError(f"{where}: the action description needs `frame` as text and `control_hz` as a positive number")
+    where = f"{where}: the action description"
+    if action is None:
+        raise InputError(f"{where} is missing; `action` needs {', '.join(ACTION_FIELDS)}")
+    if not isinstance(action, dict):
+        raise InputError(f"{where} is {action!r}; it must be an object with {', '.join(ACTION_FIELDS)}")
+    missing, unknown = [key for key in ACTION_FIELDS if key not in action], sorted(set(action) - set(ACTION_FIELDS))
+    if missing or unknown:
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise InputError(f"{where} {' and '.join(wrong)}; it needs {', '.join(ACTION_FIELDS)}")
+    lists = {key: action[key] for key in ACTION_FIELDS[:4]}
+    if not all(isinstance(value, list) for value in lists.values()) or len({len(value) for value in lists.values()}) != 1:
+        sizes = ", ".join(f"{key} {len(v) if isinstance(v, list) else 'is no list'}" for key, v in lists.items())
+        raise InputError(f"{where} needs names, units, low and high as lists of one length ({sizes})")
+    names = action["names"]
+    if not names or not all(isinstance(text, str) for text in [*names, *action["units"]]):
+        raise InputError(f"{where} needs at least one dimension, and `names` and `units` as texts")
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{where} names {', '.join(twice)} twice; give each dimension a name of its own")
+    for name, low, high in zip(names, action["low"], action["high"], strict=True):
+        if not (_is_number(low) and _is_number(high) and low <= high):
+            raise InputError(f"{where} bounds {name} by {low!r} and {high!r}; they must be finite numbers, low not above high")
+    if not isinstance(action["frame"], str):
+        raise InputError(f'{where} has frame {action["frame"]!r}; it must be a text, such as "end_effector_delta_base"')
+    if not _is_number(action["control_hz"]) or action["control_hz"] <= 0:
+        raise InputError(f"{where} has control_hz {action['control_hz']!r}; it must be a positive number, actions a second")
     return action
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

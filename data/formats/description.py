@@ -10,18 +10,23 @@ from data.formats.base import DESCRIPTION_FILE
 
 
 def find_description(path: Path) -> dict[str, Any] | None:
-    """The robot_rl.json of a dataset, or None. InputError when it is damaged.
+    """The robot_rl.json of a dataset, or None. InputError when it is damaged."""
+    from data.open_x.rule import read_description
+
+    found = description_file(path)
+    return None if found is None else read_description(found)
+
+
+def description_file(path: Path) -> Path | None:
+    """Where the robot_rl.json of a dataset is.
 
     Of a folder: within it. Of anything, in this order: `<name>.robot_rl.json` beside it, and robot_rl.json beside it (that of all the
     datasets of a folder); `name` is the path's without .hdf5, .zarr, .zarr.zip.
     """
-    from data.open_x.rule import read_description
-
     stem = path.name.removesuffix(".zip").rpartition(".")[0] or path.name
     places = [path / DESCRIPTION_FILE] if path.is_dir() else []
     places += [path.parent / f"{stem}.{DESCRIPTION_FILE}", path.parent / DESCRIPTION_FILE]
-    found = next((place for place in places if place.is_file()), None)
-    return None if found is None else read_description(found)
+    return next((place for place in places if place.is_file()), None)
 
 
 def merge_description(derived: dict[str, Any], given: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from data.errors import InputError
 from data.formats.array_record import read_array_records
-from data.formats.base import DESCRIPTION_FILE, Feature
+from data.formats.base import Feature
+from data.formats.description import find_description
 from data.formats.features import decode, parse_features
 from data.formats.tfds_features import decode_by_tfds
 from data.formats.tfrecord import RestLostError, parse_example, read_records
@@ -123,9 +124,7 @@ class RldsDataset:
             shards = {split["name"]: _shards(folder, info, split) for split in info["splits"]}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / 'dataset_info.json'}: not a TFDS dataset_info ({error!r})") from None
-        extra = folder / DESCRIPTION_FILE
-        description = read_json(extra) if extra.exists() else None
-        return cls(folder, name, leaves, _present(shards), description, info.get("fileFormat", "tfrecord"))
+        return cls(folder, name, leaves, _present(shards), find_description(folder), info.get("fileFormat", "tfrecord"))
 
     def episodes(self, split: str, indices: range) -> Iterator[RldsEpisode | InputError]:
         start = 0

@@ -22,6 +22,7 @@ from typing import Any
 from data.episode import check_action
 from data.errors import InputError
 from data.formats.base import DESCRIPTION_FILE, Feature
+from data.formats.description import description_file, merge_description
 from data.open_x.parts import Camera, Part, parse_parts
 
 SKIP = ("no instruction", "failures")
@@ -85,9 +86,9 @@ def rule_for(dataset: Any, description: str | Path | None = None) -> Rule:
     """The rule of a dataset: `description` (a file) over the dataset's own, else the registry's. InputError tells what is wrong."""
     values: dict[str, Any] | None
     if description is not None:
-        where, values = str(description), {**(dataset.description or {}), **read_description(Path(description))}
+        where, values = str(description), merge_description(dataset.description or {}, read_description(Path(description)))
     elif dataset.description is not None:
-        where, values = str(dataset.path / DESCRIPTION_FILE), dataset.description
+        where, values = str(description_file(dataset.path) or dataset.path), dataset.description
     else:
         from data.open_x.registry import registry
 
@@ -104,10 +105,14 @@ def read_description(path: Path) -> dict[str, Any]:
     """A robot_rl.json. InputError when it is missing or no JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a readable description of a dataset ({error})") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: no description of a dataset can be read there ({error.strerror}); give a {DESCRIPTION_FILE}"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a readable description of a dataset, for it is not valid JSON ({error})") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
+        raise InputError(f"{path}: holds a {type(values).__name__}, expected a JSON object as in the README")
     return values
 
 

@@ -24,8 +24,9 @@ class DataExport:
 
     def run(self) -> None:
         from data import InputError, LeRobotWriter, RldsWriter, RobomimicWriter, open_source, read_episodes
-        from robot_rl.console import console, counting_progress, say_left_out
+        from robot_rl.console import check_writable, console, counting_progress, say_left_out
 
+        check_writable(self.out, "--out", folder=self.to != "robomimic")
         kinds: dict[str, tuple[str, ...]] = {"rlds": ("png", "jpeg"), "lerobot": ("h264", "av1", "png"), "robomimic": ()}
         if self.images is not None and self.images not in kinds[self.to]:
             raise InputError(f"--images is {self.images!r}; for {self.to} it can be {', '.join(kinds[self.to]) or 'nothing'}")

@@ -18,6 +18,7 @@ from data.formats.rlds import RldsDataset
 from data.open_x.parts import binarize_gripper
 from data.open_x.rule import rule_for
 from data.open_x.standardize import real_cameras
+from tests.data.reading import fails
 
 
 @pytest.mark.parametrize(
@@ -124,17 +125,47 @@ def test_a_dataset_described_beside_it_needs_no_code(foreign: Path, action: dict
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"action": None}, "action description has NoneType"),
-        ({"action": {"names": ["x"]}}, r"has \['names'\], it needs exactly"),
+        ({"action": None}, "the action description is missing"),
+        ({"action": {"names": ["x"]}}, "lacks units, low, high, frame, control_hz; it needs names"),
+        ({"action": "xyz"}, "is 'xyz'; it must be an object"),
         ({"observations": None}, "`observations` must map"),
         ({"observations": {"proprio": "observation/joints"}}, "needs step features observation/joints, has action"),
     ],
 )
 def test_bad_descriptions(foreign: Path, action: dict, change: dict, message: str) -> None:
     good = {"action": action, "observations": {"proprio": "observation/proprio"}}
-    (foreign / "1.0.0/robot_rl.json").write_text(json.dumps({**good, **change}))
-    with pytest.raises(InputError, match=message):
+    file = foreign / "1.0.0/robot_rl.json"
+    file.write_text(json.dumps({**good, **change}))
+    with pytest.raises(InputError, match=message) as caught:
         open_dataset(foreign)
+    assert str(caught.value).startswith(f"{file}: ")
+    elsewhere = foreign / "elsewhere.json"
+    file.rename(elsewhere)
+    with pytest.raises(InputError, match=message) as caught:
+        open_dataset(foreign, description=elsewhere)
+    assert str(caught.value).startswith(f"{elsewhere}: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"control_hz": 0}, "has control_hz 0; it must be a positive number"),
+        ({"control_hz": "5"}, "has control_hz '5'; it must be a positive number"),
+        ({"names": ["x", "y", "x", "gripper"]}, "names x twice"),
+        ({"low": [0, 0, 0]}, "as lists of one length .names 4, units 4, low 3, high 4."),
+        ({"low": [0, 5, 0, 0]}, "bounds y by 5 and 0.1; they must be finite numbers"),
+        ({"high": [1, 1, None, 1]}, "bounds z by -0.1 and None"),
+    ],
+)
+def test_bad_actions(foreign: Path, action: dict, change: dict, message: str) -> None:
+    test_bad_descriptions(foreign, action, {"action": {**action, **change}}, message)
+
+
+def test_a_description_that_is_not_there(foreign: Path) -> None:
+    missing = foreign / "none.json"
+    fails(
+        lambda: open_dataset(foreign, description=missing), f"{missing}: ", "No such file or directory", "give a robot_rl.json"
+    )
 
 
 def test_writer_refuses_an_episode_of_another_kind(tmp_path: Path, make_episode: Callable[..., Episode], action: dict) -> None:
