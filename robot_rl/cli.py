@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -18,6 +20,7 @@ from data.errors import InputError
 from robot_rl.commands.bench import BenchSampling, BenchSim, BenchSteering
 from robot_rl.commands.bench_data import BenchData
 from robot_rl.commands.bench_serve import BenchServe
+from robot_rl.commands.benchmark import Benchmark
 from robot_rl.commands.convert_policy import ConvertPolicy
 from robot_rl.commands.data_convert import DataConvert
 from robot_rl.commands.data_export import DataExport
@@ -76,6 +79,7 @@ def _command(arguments: Sequence[str]) -> Any:
             Group[train], tyro.conf.subcommand("train", description="Train a critic or a policy on a converted dataset.")
         ]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
         | Annotated[Policies, tyro.conf.subcommand("policies")]
         | Annotated[ConvertPolicy, tyro.conf.subcommand("convert-policy")]
         | Annotated[Serve, tyro.conf.subcommand("serve")]
@@ -84,10 +88,12 @@ def _command(arguments: Sequence[str]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 `data check` found something, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
+    """Exit code: 0 done, 1 `data check` found something, 2 a mistake of the user's (one line on stderr), 130 or 143 stopped."""
     # Before torch is imported: threads that spin while they wait cost 10x on a machine that is busy otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Any = None
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         command = tyro.cli(
             _command(sys.argv[1:] if arguments is None else arguments),
@@ -107,10 +113,15 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(
             f"{error.filename or 'disk'}: {error.strerror}; nothing that was complete is lost, make room or choose another path"
         )
-    except KeyboardInterrupt:
-        resumes = isinstance(command, (DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy))
+    except KeyboardInterrupt as stop:
+        resumes = isinstance(command, (Benchmark, DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy))
         print("stopped; the same command resumes" if resumes else "stopped", file=sys.stderr)
-        return 130
+        return 143 if stop.args else 130
+
+
+def _terminate(*_: object) -> None:
+    """Ended as by Ctrl-C: workers are stopped and what they share is let go of."""
+    raise KeyboardInterrupt("terminated")
 
 
 def _fail(message: str) -> int:

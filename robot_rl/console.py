@@ -105,6 +105,23 @@ def say_left_out(skipped: Sequence[str]) -> None:
         console.print(f"left out{f' ({count} episodes)' if count > 1 else ''}: {line}", highlight=False, markup=False)
 
 
+@contextmanager
+def benchmark_progress() -> Iterator[Any]:
+    """A callback for robot_rl.benchmark.run_benchmark, which shows what has just been finished, and the errors so far."""
+    name = "benchmark (blocks)"
+    with progress_bars(name) as bars:
+        errors = 0
+
+        def show(done: int, total: int, block: Any, outcomes: Any) -> None:
+            nonlocal errors
+            errors += sum(outcome.error is not None for outcome in outcomes)
+            successes = sum(outcome.success for outcome in outcomes)
+            failed = f"  {errors} errors so far" if errors else ""
+            bars[name](done, total, f"{block}: {successes}/{len(outcomes)}{failed}")
+
+        yield show
+
+
 def check_writable(path: Path | None, option: str = "--json", folder: bool = False) -> None:
     """Complain before the work, not after it, when the result, a file or a folder, could not be written there (InputError)."""
     if path is None:

@@ -4,7 +4,16 @@
 `report.write_report` makes the page (imported from its module, because only it needs a video encoder).
 """
 
-from robot_rl.evaluation.evaluate import Block, Contest, EvaluationSettings, evaluate, local_pool, run_block, run_contests
+from robot_rl.evaluation.evaluate import (
+    Block,
+    Contest,
+    EvaluationSettings,
+    evaluate,
+    local_pool,
+    ray_pool,
+    run_block,
+    run_contests,
+)
 from robot_rl.evaluation.result import EvaluationResult, results_table
 from robot_rl.evaluation.rollout import EpisodeOutcome, Step, rollout, stack_observations
 from robot_rl.evaluation.statistics import (
@@ -30,6 +39,7 @@ __all__ = [
     "mcnemar_p",
     "mean_gains",
     "paired_difference_interval",
+    "ray_pool",
     "results_table",
     "rollout",
     "run_block",

@@ -156,6 +156,13 @@ def local_pool(workers: int, time_limit: float = float("inf")) -> MakePool:
     return InProcess if workers == 1 else lambda runner: Processes(runner, workers, time_limit)
 
 
+def ray_pool(workers: int, address: str, time_limit: float = float("inf")) -> MakePool:
+    """That many Ray actors. address: `local` for a Ray of its own on this machine, `auto` or an address for a running cluster."""
+    from robot_rl.evaluation.ray_actors import RayActors
+
+    return lambda runner: RayActors(runner, workers, None if address == "local" else address, time_limit)
+
+
 def run_contests(
     contests: Mapping[str, Contest],
     make_pool: MakePool,

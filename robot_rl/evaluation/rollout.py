@@ -27,8 +27,8 @@ class EpisodeOutcome:
     """How one episode ended. An episode with an `error` (the environment crashed, the policy gave NaN) counts as failed.
 
     steps: control steps taken. seconds: wall time from reset to end, shared with the episodes that ran beside it.
-    frames: uint8 [steps+1,H,W,3], only when recorded. values: the critic's value of the chosen chunk at each decision, where the
-    policy has a critic.
+    frames: uint8 [steps+1,H,W,3], only when recorded. values, disagreement: where the policy has a critic, its value of the chosen chunk
+    at each decision, and the spread of its members about it.
     """
 
     env_id: str
@@ -39,6 +39,7 @@ class EpisodeOutcome:
     error: str | None = None
     seconds: float = 0.0
     values: list[float] = field(default_factory=list)
+    disagreement: list[float] = field(default_factory=list)
     frames: np.ndarray | None = None
 
 
@@ -198,8 +199,9 @@ def _decide(policy: Policy, live: Sequence[_Episode], generator: torch.Generator
         return np.zeros((len(live), policy.action_spec.chunk, policy.action_spec.dim), np.float32)
     decision = getattr(policy, "last_decision", None)
     if decision is not None:
-        for episode, value in zip(live, decision.values.tolist(), strict=True):
+        for episode, value, spread in zip(live, decision.values.tolist(), decision.disagreement.tolist(), strict=True):
             episode.outcome.values.append(value)
+            episode.outcome.disagreement.append(spread)
     finite = np.isfinite(actions).all(axis=(1, 2))
     for episode, fine in zip(live, finite, strict=True):
         if not fine:

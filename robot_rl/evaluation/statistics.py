@@ -105,6 +105,19 @@ def mcnemar_p(counts: PairedCounts) -> float:
     return min(1.0, 2 * tail / 2**discordant)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for there being several, so that with all hypotheses true one falls below a level that often only.
+
+    Holm (1979), Scand. J. Stat. 6:65-70, step-down: the i-th smallest of m times m - i + 1, monotone, at most 1.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
+    return adjusted
+
+
 @dataclass(frozen=True)
 class Gains:
     """What the first arm gains over the second in the mean over tasks, with percentile bootstrap intervals."""

@@ -42,11 +42,13 @@ class MajorityVoting:
         drawn = self.policy.sample(observations, num_samples * m, generator)[:, :, : self.action_spec.chunk]
         drawn = drawn.unflatten(1, (num_samples, m))
         candidates = self._propose(drawn, k, generator)
-        values = self.critic.values(self.critic.encode(observations), candidates.flatten(1, 2)).min(dim=0).values
+        z = self.critic.encode(observations)
+        values = self.critic.values(z, candidates.flatten(1, 2)).min(dim=0).values
         values = values.unflatten(1, (num_samples, k))
         chosen = values.argmax(dim=-1)
-        self.last_decision = Decision(values.amax(dim=-1)[:, 0], values[:, 0])
-        return torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
+        actions = torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
+        self.last_decision = Decision.of(self.critic, z, actions[:, 0], values.amax(dim=-1)[:, 0], values[:, 0])
+        return actions
 
     def _propose(self, drawn: torch.Tensor, count: int, generator: torch.Generator | None) -> torch.Tensor:
         """Candidates [B,N,K,H,A] around samples [B,N,M,H,A], within the policy's bounds."""

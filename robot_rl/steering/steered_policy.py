@@ -19,10 +19,21 @@ from robot_rl.steering.config import RandomConfig, SteeringConfig
 
 @dataclass(frozen=True)
 class Decision:
-    """What the last `sample` chose from. values: Q of the chosen chunk [B]. candidates: Q of all of them [B,K]."""
+    """What the last `sample` chose from. values: Q of the chosen chunk [B]. candidates: Q of all of them [B,K].
+
+    disagreement: standard deviation of the critic's members about the chosen chunk [B].
+    """
 
     values: torch.Tensor
     candidates: torch.Tensor
+    disagreement: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, critic: Critic, z: torch.Tensor, chosen: torch.Tensor, values: torch.Tensor, candidates: torch.Tensor
+    ) -> Decision:
+        """chosen: the chunks [B,H,A] that were chosen, in physical units."""
+        return cls(values, candidates, critic.values(z, chosen[:, None])[..., 0].std(dim=0, correction=0))
 
 
 class SteeredPolicy:
@@ -57,7 +68,7 @@ class SteeredPolicy:
         candidates = candidates.view(*values.shape, *candidates.shape[2:])
         actions = torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
         picked = torch.take_along_dim(values, chosen[..., None], dim=2)[..., 0]
-        self.last_decision = Decision(picked[:, 0], values[:, 0])
+        self.last_decision = Decision.of(self.critic, z, actions[:, 0], picked[:, 0], values[:, 0])
         return actions
 
     def _aggregate(self, values: torch.Tensor) -> torch.Tensor:

@@ -126,9 +126,10 @@ def test_check_exits_with_1_on_poison_and_2_on_damage(dataset, tmp_path, capsys)
     assert "its checksum is wrong" in fails(capsys, "data", "check", tmp_path / "store")
 
 
-def test_bench_data_measures(tmp_path):
+def test_bench_data_measures(tmp_path, capfd):
     path = tmp_path / "bench.json"
     assert main(["bench", "data", "--episodes", "10", "--seconds", "0.5", "--json", str(path)]) == 0
+    assert all(line.endswith("...") for line in capfd.readouterr().err.splitlines())
     rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
     assert {"memcpy of as many bytes", "store, raw frames", "h5py, fancy indexing", "tf.data, the same as RLDS"} <= set(rows)
     assert all(row["transitions_per_second"] > 0 for row in rows.values())
@@ -335,3 +336,15 @@ def test_skipped_episodes_are_reported_and_no_fault(dataset, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "warning: unusable-episode" in said
     assert said.count("--skip-bad") == 1
+
+
+def test_a_terminated_convert_lets_go_of_its_workers(dataset, tmp_path):
+    command = [sys.executable, "-m", "robot_rl.cli", "data", "convert", str(dataset), "--out", str(tmp_path / "store")]
+    command += ["--language", "dataset", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / ".store.partial").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.terminate()
+    assert process.communicate(timeout=60)[1].splitlines() == ["stopped; the same command resumes"]
+    assert process.returncode == 143

@@ -105,7 +105,8 @@ class Homing:
         noise = self.noise * torch.randn((len(state), num_samples, chunk, 1), generator=generator)
         actions = ((state[:, 1] - state[:, 0]) / chunk)[:, None, None, None] + noise
         if self.judged:
-            self.last_decision = SimpleNamespace(values=-(state[:, 1] - state[:, 0]).abs())
+            distance = (state[:, 1] - state[:, 0]).abs()
+            self.last_decision = SimpleNamespace(values=-distance, disagreement=distance)
         return torch.where((state[:, 1] > self.nan_above)[:, None, None, None], torch.nan, actions)
 
 

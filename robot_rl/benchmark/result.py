@@ -1,0 +1,168 @@
+"""What a benchmark found, as numbers: the JSON that is kept, and the tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from robot_rl.benchmark.plan import BenchmarkPlan
+from robot_rl.evaluation.result import EvaluationResult, p_value, percent, points, points_span
+from robot_rl.evaluation.rollout import EpisodeOutcome
+from robot_rl.evaluation.statistics import CONFIDENCE, PairedCounts, holm, mcnemar_p, mean_gains, paired_difference_interval
+from robot_rl.steering.methods import BASE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT = "robot-rl benchmark 1"
+SIGNIFICANT = 1 - CONFIDENCE
+Cell = tuple[str, str, str]
+"""Suite, policy and environment: where a method is compared with the policy alone."""
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """results: of each contest, by suite and policy."""
+
+    plan: BenchmarkPlan
+    results: Mapping[tuple[str, str], EvaluationResult]
+
+    def to_json(self) -> dict[str, Any]:
+        """`suites[suite][policy]` is that contest's evaluation; `methods[method]` says what each method does for the policies.
+
+        methods[name]: `cells`, each with rates, difference, interval (Newcombe), p (exact McNemar) and p_holm (over all cells of the
+        method); `policies[name]` and `overall`: means over cells with stratified bootstrap intervals; `better`, `worse`: how many
+        cells are significantly so, after Holm. `first_vs[name]`: the first method against each other one, over all cells.
+        """
+        challengers = [name for name in self.plan.methods if name != BASE]
+        first = challengers[0]
+        return {
+            "format": FORMAT,
+            "plan": self.plan.to_json(),
+            "confidence": CONFIDENCE,
+            "suites": {
+                suite: {policy: self.results[suite, policy].to_json() for policy in plan.policies}
+                for suite, plan in self.plan.suites.items()
+            },
+            "base": self._summary(BASE, BASE),
+            "methods": {name: self._method(name) for name in challengers},
+            "first_vs": {name: self._summary(first, name) for name in challengers[1:]},
+            "work_seconds": sum(result.work_seconds for result in self.results.values()),
+        }
+
+    def _method(self, method: str) -> dict[str, Any]:
+        cells = {cell: self._pairs(cell, method, BASE) for cell in self._cells()}
+        p = [mcnemar_p(counts) for counts in cells.values()]
+        entries: list[dict[str, Any]] = []
+        for (cell, counts), raw, adjusted in zip(cells.items(), p, holm(p), strict=True):
+            entries.append(
+                {
+                    **dict(zip(("suite", "policy", "env_id"), cell, strict=True)),
+                    "rate": counts.rates[0],
+                    "base_rate": counts.rates[1],
+                    "episodes": counts.pairs,
+                    "difference": counts.difference,
+                    "difference_interval": list(paired_difference_interval(counts)),
+                    "p": raw,
+                    "p_holm": adjusted,
+                }
+            )
+        significant = [entry["difference"] for entry in entries if entry["p_holm"] < SIGNIFICANT]
+        return {
+            "cells": entries,
+            **self._summary(method, BASE),
+            "better": sum(difference > 0 for difference in significant),
+            "worse": sum(difference < 0 for difference in significant),
+            # Without correction: a cell that is worse by chance alone is one of forty.
+            "worse_uncorrected": sum(entry["difference"] < 0 and entry["p"] < SIGNIFICANT for entry in entries),
+        }
+
+    def _summary(self, method: str, against: str) -> dict[str, Any]:
+        """Means over cells: of each policy, and over all."""
+        by_policy: dict[str, list[Cell]] = {}
+        for cell in self._cells():
+            by_policy.setdefault(cell[1], []).append(cell)
+        return {
+            "policies": {policy: self._mean(cells, method, against) for policy, cells in by_policy.items()},
+            "overall": self._mean(self._cells(), method, against),
+        }
+
+    def _mean(self, cells: Sequence[Cell], method: str, against: str) -> dict[str, Any]:
+        tables = [self._pairs(cell, method, against) for cell in cells]
+        rates = [sum(counts.rates[side] for counts in tables) / len(tables) for side in (0, 1)]
+        if method == against:
+            return {"mean_success": rates[0]}
+        return {"mean_success": rates[0], "against_mean_success": rates[1], **asdict(mean_gains(tables, self.plan.seed))}
+
+    def _cells(self) -> list[Cell]:
+        return [(suite, policy, env_id) for (suite, policy), result in self.results.items() for env_id in result.outcomes[BASE]]
+
+    def _pairs(self, cell: Cell, first: str, second: str) -> PairedCounts:
+        outcomes = self.results[cell[0], cell[1]].outcomes
+        return PairedCounts.of(*(_successes(outcomes[arm][cell[2]]) for arm in (first, second)))
+
+
+def _successes(outcomes: Sequence[EpisodeOutcome]) -> list[bool]:
+    return [outcome.success for outcome in outcomes]
+
+
+def policies_table(values: Mapping[str, Any]) -> Table:
+    """Mean success of each policy under each method, and what the method gains, with its interval."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=0, caption="mean success over tasks; difference to base in points, 95% bootstrap interval"
+    )
+    table.add_column("method", no_wrap=True)
+    policies = list(values["base"]["policies"])
+    for policy in policies:
+        table.add_column(policy, justify="right", no_wrap=True)
+    table.add_column("all", justify="right", no_wrap=True)
+    table.add_column("relative\ngain", justify="right", no_wrap=True)
+    table.add_column("cells better,\nworse", justify="right", no_wrap=True)
+    base = values["base"]
+    table.add_row(
+        BASE,
+        *(percent(base["policies"][p]["mean_success"]) for p in policies),
+        percent(base["overall"]["mean_success"]),
+        "",
+        "",
+    )
+    for name, method in values["methods"].items():
+        scopes = [*(method["policies"][policy] for policy in policies), method["overall"]]
+        cells = [
+            f"{percent(s['mean_success'])} {points(s['difference'])}\n[dim]{points_span(s['difference_interval'])}[/]"
+            for s in scopes
+        ]
+        total = method["overall"]
+        gain = f"{points(total['relative_gain'])}%\n[dim]{points_span(total['relative_gain_interval'])}[/]"
+        count = len(method["cells"])
+        table.add_row(name, *cells, gain, f"{method['better']}, {method['worse']}\n[dim]of {count}[/]")
+    return table
+
+
+def cells_table(values: Mapping[str, Any], method: str) -> Table:
+    """Every cell of one method: a row a task, a column a policy."""
+    from rich import box
+    from rich.table import Table
+
+    cells = values["methods"][method]["cells"]
+    policies = list(dict.fromkeys(cell["policy"] for cell in cells))
+    found = {(cell["suite"], cell["env_id"], cell["policy"]): cell for cell in cells}
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=0, caption="success of base > steered, and p after Holm; ! where it got worse at p < 0.05"
+    )
+    table.add_column(f"{method}: task", no_wrap=True)
+    for policy in policies:
+        table.add_column(policy, justify="right", no_wrap=True)
+    for suite, env_id in dict.fromkeys((cell["suite"], cell["env_id"]) for cell in cells):
+        row = [found.get((suite, env_id, policy)) for policy in policies]
+        table.add_row(env_id, *(_cell(cell) if cell else "" for cell in row))
+    return table
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    mark = "[bold red]![/]" if cell["difference"] < 0 and cell["p"] < SIGNIFICANT else ""
+    return f"{percent(cell['base_rate'])} > {percent(cell['rate'])}{mark}\n[dim]{p_value(cell['p_holm'])}[/]"

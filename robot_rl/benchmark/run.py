@@ -1,0 +1,42 @@
+"""Run a plan: every policy of every suite is a contest of all methods; one pool of workers runs them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.errors import InputError
+from robot_rl.benchmark.plan import BenchmarkPlan
+from robot_rl.benchmark.result import BenchmarkResult
+from robot_rl.evaluation.evaluate import Contest, MakePool, OnBlock, run_contests
+from robot_rl.evaluation.steering import make_contest
+
+
+def make_contests(plan: BenchmarkPlan) -> dict[str, Contest]:
+    """By `suite/policy`. InputError, which names the two, where policy, critic and environments do not fit together."""
+    contests = {}
+    for suite, part in plan.suites.items():
+        for policy, spec in part.policies.items():
+            try:
+                contests[f"{suite}/{policy}"] = make_contest(
+                    spec, part.critic, part.env, plan.episodes, plan.seed, plan.methods
+                )
+            except InputError as error:
+                raise InputError(f"{suite}, {policy}: {error}") from error
+    return contests
+
+
+def run_benchmark(
+    plan: BenchmarkPlan,
+    make_pool: MakePool,
+    *,
+    journal: Path | None = None,
+    stop_early: bool = False,
+    on_block: OnBlock | None = None,
+) -> BenchmarkResult:
+    """Run (or resume) a benchmark; see `run_contests`. The result is the same whatever the pool, and after any number of kills."""
+    contests = make_contests(plan)
+    results = run_contests(contests, make_pool, journal=journal, stop_early=stop_early, on_block=on_block)
+    by_policy = {
+        (suite, policy): results[f"{suite}/{policy}"] for suite, part in plan.suites.items() for policy in part.policies
+    }
+    return BenchmarkResult(plan, by_policy)
