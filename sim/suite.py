@@ -36,7 +36,8 @@ class DemonstratorFactory(Protocol):
 class Suite:
     """Environments with the same observations and actions.
 
-    tasks: a short name for each, and its Gymnasium id. Each environment takes `cameras=`, the names of those to render.
+    tasks: a short name for each, and its Gymnasium id. Each environment takes `cameras=`, the names of those to render, and renders
+    at each step those that its attribute `cameras` then has.
     expert: who demonstrates the tasks; None where nobody does.
     """
 

@@ -27,8 +27,8 @@ class EpisodeOutcome:
     """How one episode ended. An episode with an `error` (the environment crashed, the policy gave NaN) counts as failed.
 
     steps: control steps taken. seconds: wall time from reset to end, shared with the episodes that ran beside it.
-    frames: uint8 [steps+1,H,W,3], only when recorded. values, disagreement: where the policy has a critic, its value of the chosen chunk
-    at each decision, and the spread of its members about it.
+    frames: uint8 [steps+1,H,W,3], only when recorded. values, disagreement: where the policy has a critic, its value of the chosen
+    chunk at each decision, and the spread of its members about it.
     """
 
     env_id: str
@@ -74,6 +74,7 @@ class _Episode:
         if record:
             env_kwargs = {**env_kwargs, "render_mode": "rgb_array"}
         self.env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
+        self.cameras = getattr(self.env.unwrapped, "cameras", ())
         self.outcome = EpisodeOutcome(env_id, seed)
         self.running = True
         self.observation: Mapping[str, Any] = {}
@@ -92,7 +93,10 @@ class _Episode:
             self.outcome.instruction = str(observation.get("instruction", ""))
             self._see(observation)
 
-    def step(self, action: np.ndarray, on_step: Callable[[Step], None] | None) -> None:
+    def step(self, action: np.ndarray, on_step: Callable[[Step], None] | None, look: bool = True) -> None:
+        """look: whether somebody will look at the cameras afterwards; rendering is most of what a step costs."""
+        if self.cameras:
+            self.env.unwrapped.cameras = self.cameras if look else ()  # type: ignore[attr-defined]
         space = self.env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
         action = np.clip(action, space.low, space.high).astype(space.dtype)
@@ -171,9 +175,11 @@ def rollout(
         while live := [episode for episode in episodes if episode.running]:
             actions = _decide(policy, live, generator)[:, :execute]
             for time_in_chunk in range(execute):
+                # Between two decisions nobody looks, unless somebody looks back, or on.
+                look = time_in_chunk == execute - 1 or window > 1 or on_step is not None
                 for episode, action in zip(live, actions[:, time_in_chunk], strict=True):
                     if episode.running:
-                        episode.step(action, on_step)
+                        episode.step(action, on_step, look)
     except gymnasium.error.UnregisteredEnv as error:
         raise InputError(f"{env_id}: no such environment; {' '.join(str(error).split())}") from None
     finally:

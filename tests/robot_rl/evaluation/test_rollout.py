@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import gymnasium
@@ -11,6 +12,8 @@ from point_mass import Homing
 
 from data.errors import InputError
 from robot_rl.evaluation import Step, rollout, stack_observations
+from sim import SUITES
+from sim.tabletop.scene import Scene
 
 ENV = "test/PointMass-v0"
 
@@ -151,3 +154,27 @@ def test_a_policy_that_fails_is_a_named_failure() -> None:
     assert lost
     assert all(o.error == "step 3: the policy failed: TimeoutError: no answer within 30 s" and not o.success for o in lost)
     assert all(o.success for o in outcomes if not o.error)  # they were done before
+
+
+def test_pictures_are_taken_only_where_somebody_looks() -> None:
+    """The cameras of a suite's environment, which cost more than all else, see what each decision sees and no more."""
+    env_id, taken, seen = SUITES["tabletop"].tasks["reach"], [], []
+
+    class Looking(Homing):
+        def sample(self, observations, num_samples, generator=None):  # type: ignore[no-untyped-def]
+            seen.append(observations["image_primary"])
+            return torch.zeros((len(seen[-1]), num_samples, 3, 7))
+
+    policy = Looking(0.0)
+    policy.action_spec = replace(policy.action_spec, names=tuple("xyzrpwg"))
+    with pytest.MonkeyPatch.context() as patch:
+        image = Scene.image
+        patch.setattr(Scene, "image", lambda self, *given: taken.append(given[0]) or image(self, *given))
+        kwargs = {"cameras": ("primary",), "image_size": 16}
+        outcome = rollout(policy, env_id, [3], 0, env_kwargs=kwargs)[0]
+        assert outcome.steps == 30
+        assert len(taken) == len(seen) + 1 == 11  # at the reset, and after each chunk of three
+        steps: list[Step] = []
+        rollout(policy, env_id, [3], 0, env_kwargs=kwargs, on_step=steps.append)
+    for decision, frame in zip(steps[::3], seen, strict=False):
+        np.testing.assert_array_equal(decision.observation["image_primary"], frame[0])
