@@ -5,6 +5,8 @@ A transition is a 64x64 image and the next one, both proprioceptions and a chunk
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -229,11 +231,27 @@ def _zarr(folder: Path, made: list[Episode]) -> dict[str, Draw]:
     return draws
 
 
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """TensorFlow's libraries say what they find out about the machine before anything can tell them not to."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _tf_data(folder: Path, made: list[Episode], batch: int) -> dict[str, Draw]:
     """tf.data over the RLDS of the same episodes, decoded and shuffled in parallel as Open-X loaders do."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it is read when this is imported
     try:
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
+        with _native_stderr_closed():
+            import tensorflow as tf
+            import tensorflow_datasets as tfds
     except ImportError:
         raise InputError(
             "tensorflow-datasets is not installed, so tf.data cannot be measured; pip install 'robot-rl[rlds]'"
