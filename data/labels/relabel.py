@@ -15,7 +15,7 @@ import numpy as np
 from data.atomic import replacing
 from data.errors import InputError
 from data.labels.rewards import RewardConfig
-from data.store.array import sync_tree, write_array, write_group
+from data.store.array import write_array, write_group
 from data.store.commit import COMMIT, CommitFile, Committed
 from data.store.store import Store, is_store
 from data.store.writer import LOCK, lock
@@ -76,7 +76,7 @@ def _relabel(
         write_array(folder / "meta" / "achieved", (store.achieved if achieved is None else achieved).astype(np.int32))
         changes = [*store.changes, note]
         write_group(folder, {**store.attributes, "reward": reward.to_json(), "changes": changes})
-        sync_tree(folder)
+        os.sync()
         commit = CommitFile(folder / "meta" / COMMIT)
         commit.commit(Committed(store.rows, store.length, store.committed.position), sync=True)
         commit.close()

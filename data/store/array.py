@@ -308,13 +308,3 @@ def _checksum(path: Path, size: int) -> int:
                 return -1
             checksum, left = crc32c.crc32c(block, checksum), left - len(block)
     return checksum
-
-
-def sync_tree(folder: Path) -> None:
-    """See to it that all files below a folder, and their names, are on the disk."""
-    for path in (folder, *folder.rglob("*")):
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)

@@ -68,20 +68,7 @@ class ReplayWriter:
             self._writer = StoreWriter(path, attributes, language, jpeg)
         self.path, self.reward = path, RewardConfig.from_json(self._writer.attributes["reward"])
         self._first: int | None = None
-        self._given: list[float] = []
-        self._recover()
-
-    def _recover(self) -> None:
-        """Close the episode that a killed writer was in."""
-        first = self._writer.last_end
-        length = self._writer.rows - first - 1
-        if length > 0:
-            rewards = np.array(MappedArray(self.path / "data" / "reward", self._writer.rows).view[first:-1])
-            self._first = first
-            self._close_episode(rewards.tolist(), success=False, terminated=False)
-            self._publish()
-        elif length == 0:
-            self._take_back(first)
+        self.end()  # the one that a killed writer was in
 
     @property
     def episodes(self) -> int:
@@ -105,7 +92,7 @@ class ReplayWriter:
         with self._whole():
             self._writer.append({**rows, "action": actions, **placeholders, "instruction_index": at})
             self._writer.commit()
-        self._first, self._given, self._index = first, [], at
+        self._first, self._index = first, at
 
     def step(
         self,
@@ -144,24 +131,27 @@ class ReplayWriter:
                 self._writer.overwrite(key, row, array)
             self._writer.append({**rows, "action": values, **dict.fromkeys(_LABELS, zero), "instruction_index": self._index})
             if terminated or truncated:
-                self._close_episode([*self._given, float(value[0])], bool(success), terminated)
+                self._close_episode(self._first, bool(success), terminated)
             else:
                 self._writer.commit()
         if terminated or truncated:
             self._publish()
-        else:
-            self._given.append(float(value[0]))
 
     def end(self, success: bool = False) -> None:
         """The episode is cut off where it is (an operator stepped in, the robot stopped). Without an episode this does nothing."""
-        if self._first is not None and not self._writer.closed:
-            if self._given:
-                with self._whole():
-                    self._close_episode(self._given, success, terminated=False)
-                self._publish()
+        if self._writer.closed:
+            return
+        # By what is written, which an interrupt does not leave half known.
+        first = self._writer.last_end
+        with self._whole():
+            if self._writer.rows > first + 1:
+                self._close_episode(first, success, terminated=False)
+            elif self._writer.rows > first:  # without a single transition it never was
+                self._writer.back_to(first)
+                self._writer.commit()
             else:
-                self._take_back(self._first)
-                self._first = None
+                return
+        self._publish()
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -176,17 +166,16 @@ class ReplayWriter:
         if self._writer.closed:
             raise InputError(f"{self.path}: the writer is closed; open another one to go on")
 
-    def _close_episode(self, given: list[float], success: bool, terminated: bool) -> None:
+    def _close_episode(self, first: int, success: bool, terminated: bool) -> None:
         """Write the final labels and count the episode as a whole. Until then readers take its labels from nowhere but the rule."""
-        assert self._first is not None
-        rewards, zero = np.asarray(given, np.float32), np.float32(0)
-        labels = self.reward.label(len(rewards), success, rewards, terminated, str(self.path))
+        last = self._writer.rows - 1
+        rewards = np.array(MappedArray(self.path / "data" / "reward", last + 1).view[first:last])
+        labels, zero = self.reward.label(len(rewards), success, rewards, terminated, str(self.path)), np.float32(0)
         for key, values in zip(_LABELS, labels, strict=True):
-            self._writer.overwrite(key, self._first, np.append(values, zero))
+            self._writer.overwrite(key, first, np.append(values, zero))
         # The last row repeats the last action, whatever a step that failed has left there.
-        last = self._first + len(rewards) - 1
-        actions = MappedArray(self.path / "data" / "action", self._writer.rows).view
-        self._writer.overwrite("action", last + 1, np.array(actions[last : last + 1]))
+        actions = MappedArray(self.path / "data" / "action", last + 1).view
+        self._writer.overwrite("action", last, np.array(actions[last - 1 : last]))
         self._writer.end_episode(success)
         self._writer.commit()
 
@@ -195,11 +184,6 @@ class ReplayWriter:
         self._first = None
         with suppress(OSError):
             self._writer.publish()
-
-    def _take_back(self, rows: int) -> None:
-        """An episode without a single transition never was."""
-        self._writer.back_to(rows)
-        self._writer.commit()
 
     def _observation(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """[1, ...] of each key; InputError when they are not the store's, or not finite."""

@@ -17,7 +17,7 @@ import numpy as np
 from data.errors import InputError
 from data.language import DATASET_MODEL, LanguageEncoder
 from data.statistics import compute_statistics
-from data.store.array import ArrayWriter, MappedArray, replace_text, sync_tree, write_all, write_group
+from data.store.array import ArrayWriter, MappedArray, replace_text, write_all, write_group
 from data.store.commit import COMMIT, CommitFile, Committed, read_commit
 from data.store.frames import JpegWriter
 
@@ -189,7 +189,7 @@ class StoreWriter:
             json.dumps({**statistics, "num_trajectories": self.episodes, "num_transitions": counts["transitions"]}, indent=1),
         )
         write_group(self.folder, self.attributes)
-        sync_tree(self.folder)
+        os.sync()  # once, for files by the hundreds
         self._commit.commit(self.state, sync=True)
         self.close()
 
