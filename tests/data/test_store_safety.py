@@ -26,6 +26,7 @@ from data import (
 )
 from data.statistics import compute_statistics
 from data.store.array import ArrayWriter, MappedArray, chunk_rows, write_array
+from data.store.commit import CommitFile
 from tests.conftest import ACTION, make_episodes
 from tests.data.test_replay import at, check_against, language, play
 
@@ -191,6 +192,44 @@ def test_a_begin_or_end_that_fails_anywhere_can_be_taken_again(
         if not failed:
             break
     assert failures > 5
+
+
+@pytest.mark.parametrize("moment", ["begin", "step", "last step", "end"])
+def test_an_interrupt_right_after_a_commit_leaves_whole_episodes(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written counts, though the caller never heard of it."""
+    episode, commit = make_episodes(1)[0], CommitFile.commit
+    last = len(episode) - 1
+    before = {"begin": 0, "step": 2, "last step": last, "end": 3}[moment]
+    kept = {"begin": 0, "step": 3, "last step": last + 1, "end": 3}[moment]
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        commit(*arguments, **options)
+        raise KeyboardInterrupt
+
+    def act(writer: ReplayWriter) -> None:
+        if moment == "begin":
+            writer.begin(at(episode, 0), episode.instruction)
+        elif moment == "end":
+            writer.end()
+        else:
+            writer.step(episode.actions[before], at(episode, before + 1), truncated=before == last)
+
+    with ReplayWriter(tmp_path / "online", ACTION, language=language()) as writer:
+        if before:
+            play(writer, episode, before)
+        with monkeypatch.context() as patch:
+            patch.setattr(CommitFile, "commit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                act(writer)
+        play(writer, episode)
+    store = Store.open(tmp_path / "online")
+    store.verify()
+    assert store.length == (2 if kept else 1)
+    if kept:
+        check_against(store, 0, episode, kept, False)
+    check_against(store, store.length - 1, episode, len(episode), bool(episode.success))
 
 
 def test_a_closed_writer_and_odd_instructions_are_refused(online: Path) -> None:
