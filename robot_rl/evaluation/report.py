@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.atomic import write_file
 from data.errors import InputError
+from robot_rl.evaluation.clips import VIDEO_BYTES, outcome_word, side_by_side
 from robot_rl.evaluation.figures import Estimate, Series, forest, interval_bar, line_chart, metric_charts
 from robot_rl.evaluation.page import page
 from robot_rl.evaluation.result import BASE, p_value, percent, percent_span, points, points_span
 from robot_rl.evaluation.rollout import EpisodeOutcome
-from robot_rl.evaluation.video import encode_mp4
 
 MAX_BYTES = 8_000_000
-# Of which videos may take this much before base64 makes four bytes of three; the rest of a page is far below a megabyte.
-VIDEO_BYTES = 5_000_000
-HOLD_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,11 +43,14 @@ class ReportData:
 def write_report(path: Path, data: ReportData) -> None:
     """Write the page beside `path` and rename it there. InputError: a video without frames, or too many for 8 MB."""
     sections = [_header(data), _table(data), _forest(data), _curves(data), _values(data), _videos(data), _settings(data)]
-    content = page(data.title, "".join(sections)).encode()
+    write_page(path, page(data.title, "".join(sections)), len(data.videos))
+
+
+def write_page(path: Path, document: str, pairs: int) -> None:
+    """Write a page with so many pairs of videos beside `path` and rename it there. InputError: more than 8 MB."""
+    content = document.encode()
     if len(content) > MAX_BYTES:
-        raise InputError(
-            f"{path}: the report would have {len(content) / 1e6:.1f} MB; show fewer than {len(data.videos)} pairs of videos"
-        )
+        raise InputError(f"{path}: the report would have {len(content) / 1e6:.1f} MB; show fewer than {pairs} pairs of videos")
     write_file(path, content)
 
 
@@ -117,24 +114,28 @@ def _table(data: ReportData) -> str:
             f" ({result['aggregate']['bootstrap_resamples']:,} resamples)."
         )
     errors = [
-        f"{escape(arm)} in {escape(o['env_id'])}, seed {o['seed']}: {escape(o['error'])}"
+        f"{arm} in {o['env_id']}, seed {o['seed']}: {o['error']}"
         for arm, rate in result["arms"].items()
         for o in rate["outcomes"]
         if o["error"]
     ]
-    named = "".join(f"<li>{error}</li>" for error in errors[:20])
-    more = f"<li>and {len(errors) - 20} more, in the JSON</li>" if len(errors) > 20 else ""
-    failed = (
-        f'<details class="note"><summary>{len(errors)} episodes ended with an error and count as failures</summary>'
-        f"<ul>{named}{more}</ul></details>"
-        if errors
-        else ""
-    )
     return (
         f"<h2>Success rates</h2><table><thead><tr><th>task</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         f'<p class="note" style="margin-top:10px">All intervals cover {percent(result["confidence"])}: '
         "Wilson for a rate; Newcombe (1998, method 10) for a difference, in points, paired by seed. "
-        f"p: exact McNemar.{several}</p>{failed}"
+        f"p: exact McNemar.{several}</p>{error_list(errors)}"
+    )
+
+
+def error_list(errors: Sequence[str]) -> str:
+    """How many episodes ended with an error, and the first 20 of these texts; nothing where there are none."""
+    if not errors:
+        return ""
+    named = "".join(f"<li>{escape(error)}</li>" for error in errors[:20])
+    more = f"<li>and {len(errors) - 20} more, in the JSON</li>" if len(errors) > 20 else ""
+    return (
+        f'<details class="note"><summary>{len(errors)} episodes ended with an error and count as failures</summary>'
+        f"<ul>{named}{more}</ul></details>"
     )
 
 
@@ -188,7 +189,7 @@ def _values(data: ReportData) -> str:
         return ""
     series = [
         Series(
-            f"{_outcome(t)}, {t.env_id} seed {t.seed}: {t.instruction}",
+            f"{outcome_word(t)}, {t.env_id} seed {t.seed}: {t.instruction}",
             [i * data.decision_seconds for i in range(len(t.values))],
             t.values,
             "var(--good)" if t.success else "var(--bad)",
@@ -203,40 +204,23 @@ def _values(data: ReportData) -> str:
     )
 
 
-def _outcome(episode: EpisodeOutcome) -> str:
-    return "success" if episode.success else "error" if episode.error else "failure"
-
-
 def _videos(data: ReportData) -> str:
     if not data.videos:
         return ""
     budget = VIDEO_BYTES // (2 * len(data.videos))
-    pairs = []
-    for base, steered in data.videos:
-        if base.frames is None or steered.frames is None:
-            raise InputError(f"{base.env_id} seed {base.seed}: no frames for its video; run its block with record=[seed]")
-        # Both hold their last frame until the longer one ends, so that they start over together.
-        length = max(len(base.frames), len(steered.frames)) + round(HOLD_SECONDS * data.control_hz)
-        clips = "".join(_clip(arm, e, length, data.control_hz, budget) for arm, e in ((BASE, base), ("steered", steered)))
-        pairs.append(
-            f'<div class="pair"><div class="say">{escape(base.instruction or base.env_id)} <span>{escape(base.env_id)}, '
-            f'seed {base.seed}</span></div><div class="two">{clips}</div></div>'
+    pairs = [
+        side_by_side(
+            base.instruction or base.env_id,
+            f"{base.env_id}, seed {base.seed}",
+            {BASE: base, "steered": steered},
+            data.control_hz,
+            budget,
         )
+        for base, steered in data.videos
+    ]
     return (
         "<h2>Side by side</h2><p class='note'>Base and steered policy from the same initial state, at real speed. "
         f"The border tells the outcome.</p><div class='pairs'>{''.join(pairs)}</div>"
-    )
-
-
-def _clip(arm: str, episode: EpisodeOutcome, length: int, fps: float, budget: int) -> str:
-    assert episode.frames is not None
-    frames = np.concatenate([episode.frames, np.repeat(episode.frames[-1:], length - len(episode.frames), axis=0)])
-    video = b64encode(encode_mp4(frames, fps, budget)).decode()
-    edge = "var(--good)" if episode.success else "var(--bad)"
-    return (
-        f'<figure class="clip" style="--edge:{edge}"><video autoplay muted loop playsinline controls '
-        f'src="data:video/mp4;base64,{video}"></video>'
-        f"<figcaption>{arm}: <b>{_outcome(episode)}</b>, {episode.steps / fps:.1f} s</figcaption></figure>"
     )
 
 
