@@ -4,9 +4,22 @@ Its text is a single line that says what is wrong, where, and what to do. The co
 every other exception is a defect of ours and keeps its traceback.
 """
 
+import os
+
 
 class InputError(Exception):
     """Bad input: a missing dataset, a wrong schema, a corrupt record, an incompatible checkpoint."""
+
+
+def reason(error: BaseException) -> str:
+    """What a library said, in one line and in words, for an InputError."""
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    if isinstance(error, (TypeError, AttributeError)):
+        return "something in it is of the wrong kind"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 inf = float("inf")

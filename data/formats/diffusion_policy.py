@@ -74,7 +74,10 @@ class ZarrEpisode:
 
     def metadata(self, key: str, default: Any = None) -> Any:
         """An entry of `meta/<key>`, where there is an array with one number an episode."""
-        array = self.root["meta"].get(key)
+        try:
+            array = self.root["meta"].get(key)
+        except Exception as error:
+            raise InputError(f"{self.source}: meta/{key} cannot be read ({_line(error)}); copy it again") from None
         if array is None or getattr(array, "shape", ())[:1] != self.dataset.ends.shape or _unreadable(array):
             return default
         return np.asarray(array[self.number])[()]
@@ -275,6 +278,8 @@ def _derive(root: Any, features: dict[str, Feature], ends: np.ndarray, name: str
         times = np.asarray(root["data/timestamp"][: int(ends[0])]).reshape(-1) if "timestamp" in features else np.empty(0)
     except Exception:
         # Reading the episodes says what is damaged.
+        return derived
+    if not len(values):
         return derived
     size, step = actions.shape[0], float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     derived["action"] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, reason
 from data.formats.base import Feature
 
 # Listed, because np.dtype("bfloat16") works or fails with what else is imported.
@@ -25,7 +25,7 @@ def parse_features(tree: dict[str, Any], where: str) -> dict[str, Feature]:
         leaves = {leaf.name: leaf for leaf in _walk(tree, "", ())}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{where}: not a TFDS feature description ({error!r}); write the dataset with TFDS 4.6 or newer"
+            f"{where}: not a TFDS feature description ({reason(error)}); write the dataset with TFDS 4.6 or newer"
         ) from None
     if not any(name.startswith("steps/") for name in leaves):
         raise InputError(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, reason
 from data.formats.base import Feature
 from data.formats.lerobot_rows import first_line
 from data.formats.rlds import read_json
@@ -84,7 +84,7 @@ class Meta:
             return Entry(number, int(line["length"]), data, videos, fields)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(
-                f"{self.root}: the description of episode {row} in meta is not complete ({error!r}); copy meta/ again"
+                f"{self.root}: the description of episode {row} in meta is not complete ({reason(error)}); copy meta/ again"
             ) from None
 
     def _video(self, line: dict[str, Any], key: str) -> tuple[Path, float]:
@@ -99,7 +99,7 @@ class Meta:
                 found[key] = _feature(key, feature)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise InputError(
-                    f"{self.root / INFO}: feature {key!r} is not described ({error!r}); copy the file again"
+                    f"{self.root / INFO}: feature {key!r} is not described ({reason(error)}); copy the file again"
                 ) from None
         found["task"] = Feature("task", "text", "string")
         return {**found, "subtask": Feature("subtask", "text", "string")} if self.subtasks else found

@@ -5,6 +5,7 @@ Only the row groups that hold the episode are read, a column when it is asked fo
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,8 @@ def to_files(column: Any, root: Path) -> list[bytes]:
 
 
 def first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

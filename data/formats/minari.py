@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, reason
 from data.formats.base import Feature
 from data.formats.description import find_description, merge_description
 
@@ -104,7 +104,7 @@ class MinariDataset:
             metadata = json.loads(file.read_text(encoding="utf-8"))
             name, count = str(metadata["dataset_id"]), int(metadata["total_episodes"])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{file}: does not describe a Minari dataset ({error!r}); download it again") from None
+            raise InputError(f"{file}: does not describe a Minari dataset ({reason(error)}); download it again") from None
         features = _features("observations", storage.observation_space) | _features("actions", storage.action_space)
         features |= {key: Feature(key, "tensor", dtype) for key, dtype in _ROWS.items()}
         environment = _environment(metadata)

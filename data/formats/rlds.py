@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, reason
 from data.formats.array_record import read_array_records
 from data.formats.base import Feature
 from data.formats.description import find_description
@@ -123,7 +123,7 @@ class RldsDataset:
             name = info["name"]
             shards = {split["name"]: _shards(folder, info, split) for split in info["splits"]}
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{folder / 'dataset_info.json'}: not a TFDS dataset_info ({error!r})") from None
+            raise InputError(f"{folder / 'dataset_info.json'}: not a TFDS dataset_info ({reason(error)})") from None
         return cls(folder, name, leaves, _present(shards), find_description(folder), info.get("fileFormat", "tfrecord"))
 
     def episodes(self, split: str, indices: range) -> Iterator[RldsEpisode | InputError]:
@@ -189,10 +189,12 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing; copy the dataset again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)}); copy the dataset again") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); copy the dataset again") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
+        raise InputError(f"{path}: holds {json.dumps(value)[:40]}, expected a JSON object; copy the dataset again")
     return value
 
 

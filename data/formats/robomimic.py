@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ OWN = "robot_rl"
 
 _TEXT, _EMBEDDING = "language_instruction", "language_embedding"
 _ROWS = ("actions", "rewards", "dones")
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, UnicodeError)
 """What h5py raises on a damaged file."""
 
 
@@ -54,13 +55,18 @@ class RobomimicEpisode:
 
     @property
     def num_steps(self) -> int:
-        return self.num_actions + self._has_next
+        with _reading(f"{self.source}: it"):
+            return self.num_actions + self._has_next
 
     @property
     def _has_next(self) -> bool:
         return "next_obs" in self.demo and len(self.demo["next_obs"]) > 0
 
     def step(self, key: str, limit: int | None = None) -> Any:
+        with _reading(f"{self.source}: it"):
+            return self._step(key, limit)
+
+    def _step(self, key: str, limit: int | None) -> Any:
         if key == _TEXT:
             return [self._instruction()] * self.num_steps
         if key == _EMBEDDING and _EMBEDDING in self.demo.attrs:
@@ -74,14 +80,16 @@ class RobomimicEpisode:
 
     def metadata(self, key: str, default: Any = None) -> Any:
         """An attribute of the demonstration; `success` of a file that has none is whether a reward of 1 was reached."""
-        if key in self.demo.attrs:
-            return self.demo.attrs[key]
-        if key == "success" and OWN not in self.demo.parent.attrs and "rewards" in self.demo:
-            return bool((self.step("rewards") >= 1).any())
+        with _reading(f"{self.source}: it"):
+            if key in self.demo.attrs:
+                return self.demo.attrs[key]
+            if key == "success" and OWN not in self.demo.parent.attrs and "rewards" in self.demo:
+                return bool((self.step("rewards") >= 1).any())
         return default
 
     def texts(self) -> dict[str, str]:
-        values = {name.removeprefix("info/"): _text(value) for name, value in self.demo.attrs.items()}
+        with _reading(f"{self.source}: it"):
+            values = {name.removeprefix("info/"): _text(value) for name, value in self.demo.attrs.items()}
         # model_file is the simulator's whole XML, ep_meta its JSON.
         return {name: value for name, value in values.items() if value and name not in (_TEXT, "model_file", "ep_meta")}
 
@@ -97,10 +105,8 @@ class RobomimicEpisode:
     def _shape(self, name: str) -> tuple[int, ...]:
         import h5py
 
-        try:
+        with _reading(f"{self.source}: {name}"):
             item = self.demo.get(name)
-        except _DAMAGE as error:
-            raise InputError(f"{self.source}: {name} cannot be read ({_line(error)}); copy the file again") from None
         if not isinstance(item, h5py.Dataset) or not item.shape:
             present = ", ".join(
                 sorted([*(set(self.demo) - {"obs", "next_obs"}), *(f"obs/{key}" for key in self.demo.get("obs", ()))])
@@ -117,10 +123,8 @@ class RobomimicEpisode:
             raise InputError(
                 f"{self.source}: {name} is {list(shape[1:])} a step, {list(usual.shape)} in the first episode; drop it with --skip-bad"
             )
-        try:
+        with _reading(f"{self.source}: {name}"):
             values = self.demo[name][-rows:] if last else self.demo[name][:rows]
-        except _DAMAGE as error:
-            raise InputError(f"{self.source}: {name} cannot be read ({_line(error)}); copy the file again") from None
         if values.dtype.kind not in "biuf":
             raise InputError(f"{self.source}: {name} is of {values.dtype}, not numbers; drop it with --skip-bad")
         return np.asarray(values)
@@ -161,7 +165,7 @@ class RobomimicDataset:
         damaged: dict[Path, str] = {}
         for file in files:
             try:
-                with _open(file) as opened:
+                with _reading(f"{file}: it"), _open(file) as opened:
                     heads[file] = _head(opened, file)
             except InputError as error:
                 if len(files) == 1:
@@ -228,6 +232,15 @@ class _Head:
     splits: dict[str, list[str]]
 
 
+@contextmanager
+def _reading(what: object) -> Iterator[None]:
+    """Damage of an HDF5 file, which h5py raises anywhere, as an InputError about `what`."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise InputError(f"{what} cannot be read ({_line(error)}); copy the file again") from None
+
+
 def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}"))
 
@@ -247,11 +260,9 @@ def _open(file: Path) -> Any:
 
 
 def _splits(opened: Any, file: Path) -> dict[str, list[str]]:
-    try:
+    with _reading(f"{file}: its list of episodes or a mask"):
         everything = _sorted(list(opened["data"]))
         masks = {name: _sorted([_text(entry) for entry in mask[:]]) for name, mask in opened.get("mask", {}).items()}
-    except _DAMAGE as error:
-        raise InputError(f"{file}: its list of episodes or a mask cannot be read ({_line(error)}); copy it again") from None
     if OWN in opened["data"].attrs:
         return masks
     return {"train": everything, **masks, **({"all": everything} if "train" in masks and "all" not in masks else {})}
@@ -275,7 +286,7 @@ def _head(opened: Any, file: Path) -> _Head:
         raise InputError(
             f"{file}: its episodes have no `actions` or no `obs`; make them of the states with robomimic's dataset_states_to_obs.py"
         ) from None
-    except (*_DAMAGE, IndexError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{file}: its first episode cannot be read ({_line(error)}); copy it again") from None
     task = problem.get(_TEXT)
     # LIBERO has written it as text, as a list of words and as quoted text.

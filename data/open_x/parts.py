@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, reason
 from data.rotations import convert, from_quaternion, inverse, multiply, representation_size
 
 Read = Callable[[str], np.ndarray]
@@ -99,7 +99,7 @@ class Part:
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         except (TypeError, ValueError, KeyError) as error:
-            raise InputError(f"{where}: {value!r} is no part ({error!r})") from None
+            raise InputError(f"{where}: {value!r} is no part ({reason(error)})") from None
 
     @property
     def features(self) -> set[str]:
@@ -120,7 +120,8 @@ class Part:
         if self.gripper:
             kind = binarize_gripper if self.gripper == "binarize" else absolute_gripper
             values = np.stack([kind(column) for column in values.T], axis=1)
-        return values.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is then told
+            return values.astype(np.float32)
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         if self.scale == 1.0 and self.offset == 0.0:

@@ -112,7 +112,7 @@ def read_description(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a readable description of a dataset, for it is not valid JSON ({error})") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}, expected a JSON object as in the README")
+        raise InputError(f"{path}: holds {json.dumps(values)[:40]}, expected a JSON object as in the README")
     return values
 
 
@@ -140,14 +140,14 @@ def make_rule(values: dict[str, Any], features: Mapping[str, Feature], where: st
         cameras=cameras,
         instruction="" if fixed else instruction,
         text=instruction["text"] if fixed else "",
-        reward=_optional(values, "reward", "reward", features),
-        terminated=_optional(values, "terminated", "is_terminal", features),
+        reward=_optional(values, "reward", "reward", features, where),
+        terminated=_optional(values, "terminated", "is_terminal", features, where),
         success=_success(values.get("success", "success"), where),
-        camera_flags=dict(values.get("camera_flags", {})),
+        camera_flags=_flags(values.get("camera_flags", {}), where),
         skip=_skip(values.get("skip", []), where),
         first_step=_count(values, "first_step", 0, where),
         every=_count(values, "every", 1, where),
-        notes=tuple(map(str, values.get("notes", []))),
+        notes=_notes(values.get("notes", []), where),
     )
     _check_features(rule, features, where)
     return rule
@@ -166,9 +166,24 @@ def _check_features(rule: Rule, features: Mapping[str, Feature], where: str) -> 
                 raise InputError(f"{where}: {name} holds {features[name].kind}s, a part needs numbers")
 
 
-def _optional(values: dict[str, Any], name: str, default: str, features: Mapping[str, Feature]) -> str | None:
+def _optional(values: dict[str, Any], name: str, default: str, features: Mapping[str, Feature], where: str) -> str | None:
     # A default that is not there means that the data do not say; one that the user named must be there.
-    return values.get(name, default if default in features else None)
+    value = values.get(name, default if default in features else None)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{where}: `{name}` is {value!r}; it must be a step feature, or null where the data do not say")
+    return value
+
+
+def _flags(value: Any, where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(flag, str) for flag in value.values()):
+        raise InputError(f"{where}: `camera_flags` is {value!r}; it must map our cameras to metadata keys")
+    return value
+
+
+def _notes(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: `notes` is {value!r}; it must be a list of texts")
+    return tuple(map(str, value))
 
 
 def _success(value: Any, where: str) -> tuple[str, str, Any]:

@@ -113,7 +113,7 @@ def test_folders_that_are_no_dataset(tmp_path: Path, copy: Path) -> None:
     ("name", "content", "message"),
     [
         ("features.json", "{", "features.json: not valid JSON"),
-        ("features.json", "[]", "holds a list, expected a JSON object"),
+        ("features.json", "[]", "holds [], expected a JSON object"),
         ("features.json", '{"featuresDict": {"features": {}}}', "no `steps` feature"),
         ("features.json", '{"featuresDict": 3}', "not a TFDS feature description"),
         ("dataset_info.json", "{}", "not a TFDS dataset_info"),
