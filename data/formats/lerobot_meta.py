@@ -82,7 +82,7 @@ class Meta:
                 videos = {key: self._video(line, key) for key in cameras}
             fields = {key: value for key, value in line.items() if not _STRUCTURE.fullmatch(key)}
             return Entry(number, int(line["length"]), data, videos, fields)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
             raise InputError(
                 f"{self.root}: the description of episode {row} in meta is not complete ({reason(error)}); copy meta/ again"
             ) from None

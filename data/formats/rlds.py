@@ -115,7 +115,7 @@ class RldsDataset:
         folder = _version_folder(Path(path))
         info = read_json(folder / "dataset_info.json")
         leaves = parse_features(read_json(folder / "features.json"), str(folder / "features.json"))
-        if info.get("fileFormat", "tfrecord") not in _READERS:
+        if str(info.get("fileFormat", "tfrecord")) not in _READERS:
             raise InputError(
                 f"{folder}: the files are {info['fileFormat']}, readable are {', '.join(_READERS)}; convert them with TFDS"
             )
