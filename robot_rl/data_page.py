@@ -64,8 +64,8 @@ def _head(report: dict[str, Any]) -> str:
     )
     hidden = ("dataset", "episodes", "steps", "episode length", "control")
     facts = [(key, value) for key, value in describe(report).items() if key not in hidden]
-    facts += [("standardised", line) for line in report["changes"]]
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts)
+    rows += f"<dt>standardised</dt><dd>{'<br>'.join(map(escape, report['changes']))}</dd>" if report["changes"] else ""
     return f'<h1>{escape(report["name"])}, split {escape(report["split"])}</h1><div class="cards">{shown}</div><dl>{rows}</dl>'
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 
 import numpy as np
@@ -65,20 +65,27 @@ def frame_lags(found: Survey) -> dict[str, tuple[LaggedCorrelation, LaggedCorrel
 
 
 def _blank(found: Survey) -> Iterator[Finding]:
+    def blank(camera: str, number: int) -> tuple[int, int] | None:
+        flags = found.sample.cameras[number][camera].blank
+        return (int(flags.sum()), int(flags.argmax())) if flags.any() else None
+
+    message = "{camera} is of one colour in {frames} frames from step {start}"
+    yield from _spoilt(found, "blank-frames", blank, message, "drop them, or leave the camera out")
+
+
+def _spoilt(
+    found: Survey, fault: str, where: Callable[[str, int], tuple[int, int] | None], message: str, advice: str
+) -> Iterator[Finding]:
+    """A finding for each camera that has a fault; where: (how many frames, the first) of a camera in an episode of the sample."""
     for camera in _names(found):
-        where = [
-            (episode.source, int(cameras[camera].blank.sum()), int(cameras[camera].blank.argmax()))
-            for episode, cameras in zip(found.sample.episodes, found.sample.cameras, strict=True)
-            if camera in cameras and cameras[camera].blank.any()
-        ]
-        if where:
-            yield Finding.of(
-                "error",
-                "blank-frames",
-                [source for source, _, _ in where],
-                f"{camera} is of one colour in {where[0][1]} frames from step {where[0][2]}",
-                "drop them, or leave the camera out",
-            )
+        spoilt = {
+            episode.source: stretch
+            for number, episode in enumerate(found.sample.episodes)
+            if camera in found.sample.cameras[number] and (stretch := where(camera, number))
+        }
+        if spoilt:
+            frames, start = next(iter(spoilt.values()))
+            yield Finding.of("error", fault, list(spoilt), message.format(camera=camera, frames=frames, start=start), advice)
 
 
 def _missing(found: Survey) -> Iterator[Finding]:
@@ -103,25 +110,24 @@ def _missing(found: Survey) -> Iterator[Finding]:
 
 def _frozen(found: Survey) -> Iterator[Finding]:
     moving = [speed > 0.5 * np.median(speed) for speed in speeds(found)]
-    for camera in _names(found) if moving else ():
-        energies = [cameras[camera].energy for cameras in found.sample.cameras if camera in cameras]
-        usual = float(np.median(np.concatenate(energies)))
-        still = []
-        for episode, cameras, moves in zip(found.sample.episodes, found.sample.cameras, moving, strict=True):
-            if camera in cameras:
-                energy = cameras[camera].energy
-                # Where the robot pauses inside a stretch of repeated frames, the stretch goes on.
-                run, start = longest_run(energy <= STILL * usual)
-                if run >= max(STILL_STEPS, STILL_SHARE * len(energy)) and moves[start : start + run].mean() > 0.5:
-                    still.append((episode.source, run, start))
-        if still:
-            yield Finding.of(
-                "error",
-                "frozen-frames",
-                [source for source, _, _ in still],
-                f"{camera} shows the same frame for {still[0][1]} steps from step {still[0][2]} while the robot moves",
-                "drop them: what is seen is not where the robot is",
-            )
+    if not moving:
+        return
+    usual = {
+        camera: float(
+            np.median(np.concatenate([cameras[camera].energy for cameras in found.sample.cameras if camera in cameras]))
+        )
+        for camera in _names(found)
+    }
+
+    def frozen(camera: str, number: int) -> tuple[int, int] | None:
+        energy = found.sample.cameras[number][camera].energy
+        # Where the robot pauses inside a stretch of repeated frames, the stretch goes on.
+        run, start = longest_run(energy <= STILL * usual[camera])
+        long = run >= max(STILL_STEPS, STILL_SHARE * len(energy))
+        return (run, start) if long and moving[number][start : start + run].mean() > 0.5 else None
+
+    message = "{camera} shows the same frame for {frames} steps from step {start} while the robot moves"
+    yield from _spoilt(found, "frozen-frames", frozen, message, "drop them: what is seen is not where the robot is")
 
 
 def _late(found: Survey) -> Iterator[Finding]:

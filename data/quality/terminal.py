@@ -85,7 +85,7 @@ def _rewards(report: dict[str, Any]) -> str:
     if not rewards["episodes"]:
         return "none"
     total = sum(rewards["steps"].values())
-    values = ", ".join(f"{value} in {100 * count / total:.2g}%" for value, count in rewards["steps"].items())
+    values = ", ".join(f"{value} in {100 * count / total:.3g}%" for value, count in rewards["steps"].items())
     lacking = report["episodes"] - rewards["episodes"]
     return (f"{values} of the steps" if values else f"{rewards['min']:g} to {rewards['max']:g}") + (
         f"; {lacking} episodes have none" if lacking else ""

@@ -177,7 +177,7 @@ def test_rewards_of_a_store_and_rewards_of_many_values(made_store: Store) -> Non
     assert failures.any()
     assert found["rewards"]["steps"] == {"-1": int(lengths.sum()) - zeros, "0": zeros}
     text = text_of(render(found))
-    assert f"-1 in {100 - 100 * zeros / lengths.sum():.2g}%" in text
+    assert f"-1 in {100 - 100 * zeros / lengths.sum():.3g}%" in text
     dense = each(clean(0), lambda e: replace(e, rewards=np.linspace(0, 1, len(e), dtype=np.float32)))
     assert inspect(dense)["rewards"] == {"episodes": 24, "min": 0.0, "max": 1.0, "steps": {}}
     assert "0 to 1" in text_of(render(inspect(dense)))
