@@ -2,10 +2,122 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
-from robot_rl.benchmark.result import BenchmarkResult
+from robot_rl.benchmark.charts import colour, gains_section, mean_success, samples_section, tasks_section
+from robot_rl.benchmark.failures import Failure, failures_section
+from robot_rl.benchmark.settings import settings_section
+from robot_rl.benchmark.tables import ARROW, cells_section, each_cell, errors_section, policies_section
+from robot_rl.evaluation.figures import interval_bar
+from robot_rl.evaluation.page import page
+from robot_rl.evaluation.report import write_page
+from robot_rl.evaluation.result import percent, percent_span, points, points_span
+from robot_rl.steering.methods import BASE
+
+STYLE = """
+.scroll { overflow-x:auto } table.cells { font-size:14px } table.cells td { padding:7px 18px 7px 0; white-space:nowrap }
+table.cells small { display:block; font-size:12px; line-height:1.4; color:var(--soft) } table.cells small b { color:var(--ink) }
+.scroll + .note { margin-top:10px } .better { color:var(--good) } .worse { color:var(--bad) }
+summary { cursor:pointer; padding:5px 0; font-size:15px; font-weight:600 } details.note summary { font-weight:400 }
+.rates { display:grid; grid-template-columns:minmax(60px,auto) 1fr auto; gap:1px 12px; align-items:center; font-size:13px }
+.rates span { overflow-wrap:anywhere } .rates b { font-weight:600; text-align:right; font-variant-numeric:tabular-nums }
+pre.plan { max-height:320px; overflow:auto }
+@media (max-width:640px) { table.cells td { white-space:normal } td.none { display:none }
+  table.cells td.task { overflow-wrap:anywhere } }
+"""
 
 
-def write_benchmark_report(path: Path, result: BenchmarkResult, videos: int, workers: int) -> None:
-    """Record up to `videos` failures and write the page."""
+def write_benchmark_report(path: Path, values: Mapping[str, Any], failures: Sequence[Failure] = ()) -> None:
+    """Write the page beside `path` and rename it there. values: `BenchmarkResult.to_json`. InputError: videos for more than 8 MB."""
+    sections = (
+        _header(values),
+        policies_section(values),
+        gains_section(values),
+        cells_section(values),
+        tasks_section(values),
+        samples_section(values),
+        failures_section(failures),
+        errors_section(values),
+        settings_section(values),
+    )
+    write_page(path, page(_title(values), "".join(sections), STYLE), len(failures))
+
+
+def _title(values: Mapping[str, Any]) -> str:
+    return f"Benchmark: {next(iter(values['methods']))} on {_count(len(values['base']['policies']), 'policy', 'policies')}"
+
+
+def _header(values: Mapping[str, Any]) -> str:
+    return (
+        f'<h1>{escape(_title(values))}</h1><p class="lead">{escape(_explanation(values))}</p>'
+        f'<div class="cards">{"".join(_cards(values))}</div>'
+    )
+
+
+def _explanation(values: Mapping[str, Any]) -> str:
+    plan, methods = values["plan"], list(values["methods"])
+    suites = [
+        f"{name} ({_count(len(next(iter(policies.values()))['tasks']), 'task')}, {_count(len(policies), 'policy', 'policies')})"
+        for name, policies in values["suites"].items()
+    ]
+    cells = [arms[BASE]["episodes"] for *_, arms in each_cell(values)]
+    early = sum(episodes < plan["episodes"] for episodes in cells)
+    decided = f" In {_count(early, 'cell')} a clear difference between {methods[0]} and base ended it early." if early else ""
+    return (
+        f"{_listed(suites)}. In each task, every policy acts alone (base) and is steered by {_listed(methods)}, "
+        f"{plan['episodes']} episodes each, from the same initial states for all. A policy in a task is a cell; "
+        f"there are {len(cells)}.{decided}"
+    )
+
+
+def _cards(values: Mapping[str, Any]) -> list[str]:
+    first, method = next(iter(values["methods"].items()))
+    bars = []
+    for name in (BASE, first):
+        rate, interval = mean_success(values, name)
+        bars.append(f"{interval_bar(rate, interval, colour(values, name))}{escape(name)} {percent_span(interval)}")
+    total, cells = method["overall"], len(method["cells"])
+    every = [rate for *_, arms in each_cell(values) for rate in arms.values()]
+    episodes, errors = (sum(rate[key] for rate in every) for key in ("episodes", "errors"))
+    return [
+        _card(
+            f"mean success, base {ARROW} {escape(first)}",
+            f"{percent(total['against_mean_success'])} {ARROW} {percent(total['mean_success'])}",
+            "<br>".join(bars),
+        ),
+        _card(
+            "mean relative gain",
+            f"{points(total['relative_gain'])}%",
+            f"{points_span(total['relative_gain_interval'])}%<br>{points(total['difference'])} points "
+            f"({points_span(total['difference_interval'])})",
+            main=True,
+        ),
+        _card(
+            "cells better, worse",
+            f"{method['better']}, {method['worse']}",
+            f"of {cells}, after Holm<br>{method['worse_uncorrected']} worse before it",
+        ),
+        _card(
+            "episodes",
+            f"{episodes:,}",
+            f"{_count(cells, 'cell')}, base and {_count(len(values['methods']), 'method')}<br>{_count(errors, 'error')}",
+        ),
+    ]
+
+
+def _card(what: str, big: str, more: str, main: bool = False) -> str:
+    return (
+        f'<div class="card{" main" if main else ""}"><div class="what">{what}</div><div class="big">{big}</div>'
+        f'<div class="more">{more}</div></div>'
+    )
+
+
+def _count(number: int, singular: str, plural: str = "") -> str:
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

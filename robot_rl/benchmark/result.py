@@ -93,7 +93,8 @@ class BenchmarkResult:
         rates = [sum(counts.rates[side] for counts in tables) / len(tables) for side in (0, 1)]
         if method == against:
             return {"mean_success": rates[0]}
-        return {"mean_success": rates[0], "against_mean_success": rates[1], **asdict(mean_gains(tables, self.plan.seed))}
+        gains = {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(mean_gains(tables, self.plan.seed)).items()}
+        return {"mean_success": rates[0], "against_mean_success": rates[1], **gains}
 
     def _cells(self) -> list[Cell]:
         return [(suite, policy, env_id) for (suite, policy), result in self.results.items() for env_id in result.outcomes[BASE]]

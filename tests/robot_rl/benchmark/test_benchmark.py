@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.errors import InputError
-from robot_rl.benchmark import read_plan
+from data.source import EpisodeList
+from data.store.conversion import convert
+from policies.config import FlowConfig, GaussianConfig
+from robot_rl.benchmark import BenchmarkPlan, BenchmarkResult, SuitePlan, read_plan, run_benchmark
+from robot_rl.collect import Demonstration, action_description, record
+from robot_rl.config import CloningConfig, TrainingConfig
+from robot_rl.critic import CriticConfig
+from robot_rl.evaluation import EpisodeOutcome, EvaluationResult, local_pool, ray_pool
+from robot_rl.recipes import train_critic, train_policy
+from robot_rl.steering import Method, parse_method
+from sim import SUITES
 
 PLAN: dict[str, Any] = {
     "suites": {"table": {"env": "tabletop/reach", "critic": "c", "policies": {"a": "runs/a", "b": "runs/b"}}},
@@ -65,3 +76,86 @@ def test_what_is_not_in_the_plan_cannot_be_chosen(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=text):
             plan.only(*chosen)
+
+
+METHODS = {"steered": "steered?num_samples=4", "chance": "random?num_samples=4", "voting": "robomonkey?num_samples=4"}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkPlan:
+    """Two untrained policies and a critic on the tabletop's state: nothing succeeds, everything runs."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    episodes = [record(Demonstration(SUITES["tabletop"].tasks["reach"], 1.0, seed, cameras=())) for seed in range(3)]
+    source = EpisodeList("reach", action_description(SUITES["tabletop"].tasks["reach"]), episodes)
+    store = convert(source, folder / "store").store.path
+    training = TrainingConfig(steps=2, batch_size=8)
+    train_critic(store, folder / "critic", CriticConfig(hidden=16, members=2), training)
+    for name, config in (("gaussian", GaussianConfig(hidden=16)), ("flow", FlowConfig(hidden=16, inference_steps=2))):
+        train_policy(store, folder / name, config, CloningConfig(), training)
+    policies = {name: str(folder / name) for name in ("gaussian", "flow")}
+    suite = SuitePlan("tabletop/reach,tabletop/push", str(folder / "critic"), policies)
+    return BenchmarkPlan({"table": suite}, {"base": Method("base")} | {k: parse_method(m) for k, m in METHODS.items()}, 2, 5)
+
+
+def untimed(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: untimed(value) for key, value in values.items() if not key.endswith("_seconds")}
+    return [untimed(value) for value in values] if isinstance(values, list) else values
+
+
+def test_neither_workers_nor_ray_nor_kills_change_the_numbers(plan: BenchmarkPlan, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    values = run_benchmark(plan, local_pool(1), journal=journal).to_json()
+    assert json.loads(json.dumps(values)) == values
+    expected = untimed(values)
+    for name in METHODS:
+        method = values["methods"][name]
+        assert [(cell["policy"], cell["env_id"]) for cell in method["cells"]] == [
+            (policy, SUITES["tabletop"].tasks[task]) for policy in ("gaussian", "flow") for task in ("reach", "push")
+        ]
+        assert all(cell["episodes"] == 2 for cell in method["cells"])
+    assert set(values["first_vs"]) == {"chance", "voting"}
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 2 * 2 * 4
+    journal.write_bytes(b"".join(lines[:7]))
+    assert untimed(run_benchmark(plan, local_pool(2), journal=journal).to_json()) == expected
+    assert untimed(run_benchmark(plan, ray_pool(2, "local")).to_json()) == expected
+
+
+def test_policies_that_do_not_fit_are_named_before_anything_runs(plan: BenchmarkPlan) -> None:
+    suite = plan.suites["table"]
+    other = replace(plan, suites={"table": replace(suite, policies={"ghost": "runs/none"})})
+    with pytest.raises(InputError, match=r"table, ghost: .*no such checkpoint"):
+        run_benchmark(other, local_pool(1))
+
+
+def result_of(first: list[int], base: list[int]) -> BenchmarkResult:
+    """Cells of 100 episodes with so many successes of the first method and of the base, the successes first."""
+    env_ids = [f"task{index}" for index in range(len(first))]
+    outcomes = {
+        arm: {
+            e: [EpisodeOutcome(e, seed, success=seed < count) for seed in range(100)]
+            for e, count in zip(env_ids, counts, strict=True)
+        }
+        for arm, counts in (("base", base), ("steered", first))
+    }
+    header = {"arms": {}, "settings": {"env_ids": env_ids}, "versions": {}, "provenance": {}}
+    plan = BenchmarkPlan(
+        {"s": SuitePlan("x", "c", {"p": "p"})}, {"base": Method("base"), "steered": parse_method("steered")}, 100, 0
+    )
+    return BenchmarkResult(plan, {("s", "p"): EvaluationResult(outcomes, 0, header, 0.0, 0.0)})
+
+
+def test_worse_cells_are_counted_with_and_without_correction() -> None:
+    method = result_of([90, 50, 41, 20], [50, 50, 50, 40]).to_json()["methods"]["steered"]
+    assert (method["better"], method["worse"], method["worse_uncorrected"]) == (1, 2, 2)
+    assert [round(cell["difference"], 2) for cell in method["cells"]] == [0.4, 0.0, -0.09, -0.2]
+    p = [cell["p"] for cell in method["cells"]]
+    assert [cell["p_holm"] for cell in method["cells"]] == pytest.approx(multipletests(p))
+    assert method["overall"]["difference"] == pytest.approx(0.0275)
+    assert method["overall"]["relative_gain"] == pytest.approx((0.8 + 0 - 0.18 - 0.5) / 4)
+
+
+def multipletests(p: list[float]) -> list[float]:
+    """Holm's adjustment, written another way: of a hypothesis, the largest of p_j times how many are at least as large as p_j."""
+    return [max(min(1.0, q * sum(r >= q for r in p)) for q in p if q <= own) for own in p]
