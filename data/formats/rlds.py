@@ -122,7 +122,7 @@ class RldsDataset:
         try:
             name = info["name"]
             shards = {split["name"]: _shards(folder, info, split) for split in info["splits"]}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{folder / 'dataset_info.json'}: not a TFDS dataset_info ({reason(error)})") from None
         return cls(folder, name, leaves, _present(shards), find_description(folder), info.get("fileFormat", "tfrecord"))
 
