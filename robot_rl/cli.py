@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Before torch is imported: threads that spin while they wait cost 10x on a machine that is busy otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Any = None
+    before: Any = signal.getsignal(signal.SIGTERM)
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -117,6 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
         resumes = isinstance(command, (Benchmark, DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy))
         print("stopped; the same command resumes" if resumes else "stopped", file=sys.stderr)
         return 143 if stop.args else 130
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(*_: object) -> None:
