@@ -5,6 +5,7 @@ Every machine needs this package, and the checkpoints at the same paths.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,14 +29,13 @@ class RayActors:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         options: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="robot-rl", **options)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="robot-rl", **options)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"--ray {address}: no Ray cluster there ({' '.join(str(error).split())[:120]})") from None
         self._ray, self._count, self._limit = ray, workers, time_limit
-        self._actor = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
+        self._actor: Any = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
         self._runner = ray.put(runner)
         self._idle: list[Any] = []
-        self._started = 0
 
     def run(self, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         ray, waiting = self._ray, iter(jobs)
