@@ -18,15 +18,19 @@ from robot_rl.evaluation.result import percent, percent_span, points, points_spa
 from robot_rl.steering.methods import BASE
 
 STYLE = """
-.scroll { overflow-x:auto } table.cells { font-size:14px } table.cells td { padding:7px 18px 7px 0; white-space:nowrap }
-table.cells small { display:block; font-size:12px; line-height:1.4; color:var(--soft) } table.cells small b { color:var(--ink) }
-.scroll + .note { margin-top:10px } .better { color:var(--good) } .worse { color:var(--bad) }
+.card .big { font-size:30px; white-space:nowrap }
+.scroll { overflow-x:auto; margin-bottom:10px }
+table.cells { font-size:14px } table.cells td { padding:7px 11px 7px 0; white-space:nowrap }
+table.cells td.task { white-space:normal; min-width:96px; position:sticky; left:0; background:var(--paper) }
+table.cells small { display:block; font-size:11.5px; line-height:1.45; color:var(--soft) } table.cells small b { color:var(--ink) }
+.better { color:var(--good) } .worse { color:var(--bad) }
 summary { cursor:pointer; padding:5px 0; font-size:15px; font-weight:600 } details.note summary { font-weight:400 }
 .rates { display:grid; grid-template-columns:minmax(60px,auto) 1fr auto; gap:1px 12px; align-items:center; font-size:13px }
 .rates span { overflow-wrap:anywhere } .rates b { font-weight:600; text-align:right; font-variant-numeric:tabular-nums }
 pre.plan { max-height:320px; overflow:auto }
-@media (max-width:640px) { table.cells td { white-space:normal } td.none { display:none }
-  table.cells td.task { overflow-wrap:anywhere } }
+@media (max-width:640px) {
+  .card .big { font-size:23px } td.none { display:none } table.cells td { white-space:normal; padding:3px 0 }
+  table.cells td[data-name]::before { display:block } }
 """
 
 
@@ -67,9 +71,9 @@ def _explanation(values: Mapping[str, Any]) -> str:
     early = sum(episodes < plan["episodes"] for episodes in cells)
     decided = f" In {_count(early, 'cell')} a clear difference between {methods[0]} and base ended it early." if early else ""
     return (
-        f"{_listed(suites)}. In each task, every policy acts alone (base) and is steered by {_listed(methods)}, "
-        f"{plan['episodes']} episodes each, from the same initial states for all. A policy in a task is a cell; "
-        f"there are {len(cells)}.{decided}"
+        f"{'Suites' if len(suites) > 1 else 'Suite'} {_listed(suites)}. In each task, every policy acts alone (base) and with "
+        f"{_count(len(methods), 'method')} ({_listed(methods)}), {plan['episodes']} episodes each, from the same initial states for "
+        f"all. A policy in a task is a cell; there are {len(cells)}.{decided}"
     )
 
 
@@ -98,7 +102,7 @@ def _cards(values: Mapping[str, Any]) -> list[str]:
         _card(
             "cells better, worse",
             f"{method['better']}, {method['worse']}",
-            f"of {cells}, after Holm<br>{method['worse_uncorrected']} worse before it",
+            f"of {cells}, after Holm<br>{method['worse_uncorrected']} worse without it",
         ),
         _card(
             "episodes",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -21,7 +21,10 @@ TRACK_HEIGHT = 22
 
 @dataclass(frozen=True)
 class Series:
-    """One line: x and y of equal length, a legend text, a CSS colour, and whether each point is marked and the line dashed."""
+    """One line: x and y of equal length, a legend text, a CSS colour, and whether each point is marked and the line dashed.
+
+    intervals: of each y, drawn as upright lines; for short series.
+    """
 
     label: str
     x: Sequence[float]
@@ -29,6 +32,7 @@ class Series:
     colour: str
     marked: bool = False
     dashed: bool = False
+    intervals: Sequence[Interval] = ()
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,19 @@ def interval_bar(value: float, interval: Interval, colour: str) -> str:
     low, high = interval
     return (
         f'<svg class="bar" role="img" aria-label="{value:.2f}, interval {low:.2f} to {high:.2f}">'
-        f'<line x1="0%" x2="100%" y1="50%" y2="50%" stroke="var(--grid)" stroke-width="2"/>'
+        f'<line class="grid" x2="100%" y1="50%" y2="50%" stroke-width="2"/>'
         f'<line x1="{100 * low:.2f}%" x2="{100 * high:.2f}%" y1="50%" y2="50%" stroke="{colour}" stroke-width="6" opacity=".45"/>'
         f'<circle cx="{100 * value:.2f}%" cy="50%" r="4" fill="{colour}"/></svg>'
     )
+
+
+def rates(title: str, rows: Sequence[Estimate]) -> str:
+    """Rates under each other, each with its name, its interval on a track from 0 to 1, and its percentage."""
+    lines = "".join(
+        f"<span>{escape(row.label)}</span>{interval_bar(row.value, row.interval, row.colour)}<b>{100 * row.value:.0f}%</b>"
+        for row in rows
+    )
+    return f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption><div class="rates">{lines}</div></figure>'
 
 
 def forest(rows: Sequence[tuple[str, Sequence[Estimate]]], unit: str) -> str:
@@ -63,9 +76,7 @@ def forest(rows: Sequence[tuple[str, Sequence[Estimate]]], unit: str) -> str:
         # A margin of 2% keeps marks at the ends whole.
         return f"{2 + 96 * (value - low) / (high - low):.2f}%"
 
-    lines = "".join(
-        f'<line x1="{at(t)}" x2="{at(t)}" y1="0" y2="100%" stroke="var({"--zero" if t == 0 else "--grid"})"/>' for t in ticks
-    )
+    lines = "".join(f'<line class="{"zero" if t == 0 else "grid"}" x1="{at(t)}" x2="{at(t)}" y2="100%"/>' for t in ticks)
     out = ['<div class="forest">']
     for label, estimates in rows:
         height = TRACK_HEIGHT * len(estimates) + 8
@@ -92,27 +103,30 @@ def _mark(estimate: Estimate, at: Callable[[float], str], y: float) -> str:
     return f'{line}<circle cx="{at(estimate.value)}" cy="{y}" r="5" fill="{estimate.colour}"/>'
 
 
-def line_chart(title: str, series: Sequence[Series], x_label: str) -> str:
+def line_chart(title: str, series: Sequence[Series], x_label: str, log_x: bool = False) -> str:
     """Lines on common axes. A positive quantity that spans more than a factor of 50 gets a logarithmic axis, and says so.
 
-    Values that are not finite break the line. Long series are averaged over bins of steps.
+    Values that are not finite break the line. Long series are averaged over bins of steps. log_x: x, which must be positive, has a
+    logarithmic axis, with a tick at each value that occurs.
     """
     drawn = [(s, *_thin(s)) for s in series]
-    values = np.concatenate([y for _, _, y in drawn])
+    values = np.concatenate([y for _, _, y in drawn] + [np.ravel(s.intervals) for s in series])
     values = values[np.isfinite(values)]
     if not len(values):
         return ""
     logarithmic = bool(values.min() > 0 and values.max() / values.min() > 50)
     if logarithmic:
-        drawn = [(s, x, np.log10(y)) for s, x, y in drawn]
+        drawn = [(replace(s, intervals=np.log10(s.intervals).tolist()), x, np.log10(y)) for s, x, y in drawn]
         values = np.log10(values)
     y_ticks = _decades(values.min(), values.max()) if logarithmic else _ticks(values.min(), values.max())
     y_low, y_high = min(y_ticks[0], values.min()), max(y_ticks[-1], values.max())
     xs = np.concatenate([x for _, x, _ in drawn])
     x_low, x_high = float(xs.min()), float(max(xs.max(), xs.min() + 1e-9))
-    x_ticks = [t for t in _ticks(x_low, x_high) if x_low <= t <= x_high]
+    x_ticks = sorted(set(xs.tolist())) if log_x else [t for t in _ticks(x_low, x_high) if x_low <= t <= x_high]
 
     def x_at(x: float) -> float:
+        if log_x:
+            return 100 * math.log(x / x_low) / math.log(x_high / x_low)
         return 100 * (x - x_low) / (x_high - x_low)
 
     def y_at(y: float) -> float:
@@ -120,6 +134,11 @@ def line_chart(title: str, series: Sequence[Series], x_label: str) -> str:
 
     grid = "".join(f'<line x1="0" x2="100" y1="{y_at(t):.2f}" y2="{y_at(t):.2f}" stroke="var(--grid)"/>' for t in y_ticks)
     paths = "".join(_path(s, [(x_at(a), y_at(b)) for a, b in zip(x, y, strict=True)]) for s, x, y in drawn)
+    paths += "".join(
+        f'<path d="M{x_at(a):.2f} {y_at(low):.2f}V{y_at(high):.2f}" stroke="{s.colour}" stroke-width="2" opacity=".55"/>'
+        for s, x, _ in drawn
+        for a, (low, high) in zip(x, s.intervals, strict=False)
+    )
     y_labels = "".join(f'<span style="top:{y_at(t):.2f}%">{_number(10**t if logarithmic else t)}</span>' for t in y_ticks)
     x_labels = "".join(f'<span style="left:{x_at(t):.2f}%">{_number(t)}</span>' for t in x_ticks)
     legend = "".join(

@@ -22,7 +22,7 @@ p { margin:0 0 12px; max-width:72ch } .lead { font-size:17px } .soft,.note { col
 .card .what { font-size:14px; color:var(--soft) } .card .big { font-size:34px; line-height:1.2; font-weight:650; letter-spacing:-.02em }
 .card .more { font-size:14px; color:var(--soft) } .card.main { border-color:var(--steered); border-width:2px; padding:13px 17px }
 .big,td,.text,.ticks,.y,.more { font-variant-numeric:tabular-nums }
-.bar { display:block; width:100%; height:14px; overflow:visible }
+.grid { stroke:var(--grid) } .zero { stroke:var(--zero) } .bar { display:block; width:100%; height:14px; overflow:visible }
 table { border-collapse:collapse; width:100%; font-size:15px; margin-top:10px }
 th { text-align:left; font-weight:600; font-size:14px; color:var(--soft); border-bottom:1px solid var(--line); padding:6px 14px 6px 0 }
 td { border-bottom:1px solid var(--line); padding:9px 14px 9px 0; vertical-align:top }
@@ -65,6 +65,7 @@ pre { background:var(--code); border-radius:8px; padding:12px 14px; overflow-x:a
   td[data-name]::before { content:attr(data-name) " "; color:var(--soft); font-size:13px; font-weight:400 }
   tr.total td { border:0 } tr.total { border-top:2px solid var(--zero) }
   .forest { grid-template-columns:1fr auto; column-gap:10px } .forest .name { grid-column:1/-1; font-weight:600; margin-top:6px }
+  .forest .unit { padding-left:8px }
   dl { grid-template-columns:1fr; gap:0 } dd { margin-bottom:8px }
   .pair .two { gap:8px } }
 """
