@@ -14,6 +14,8 @@ from data.source import EpisodeList
 from data.store.conversion import convert
 from policies.config import FlowConfig, GaussianConfig
 from robot_rl.benchmark import BenchmarkPlan, BenchmarkResult, SuitePlan, read_plan, run_benchmark
+from robot_rl.benchmark.failures import record_failures
+from robot_rl.benchmark.report import write_benchmark_report
 from robot_rl.collect import Demonstration, action_description, record
 from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.critic import CriticConfig
@@ -159,3 +161,18 @@ def test_worse_cells_are_counted_with_and_without_correction() -> None:
 def multipletests(p: list[float]) -> list[float]:
     """Holm's adjustment, written another way: of a hypothesis, the largest of p_j times how many are at least as large as p_j."""
     return [max(min(1.0, q * sum(r >= q for r in p)) for q in p if q <= own) for own in p]
+
+
+def test_failures_are_recorded_for_the_page(plan: BenchmarkPlan, tmp_path: Path) -> None:
+    result = run_benchmark(plan.only((), ("flow",), ("steered",)), local_pool(1))
+    (failure,) = record_failures(result, 1, workers=1)
+    assert failure.failed.frames is not None
+    assert failure.base.frames is not None
+    assert failure.failed.seed == failure.base.seed
+    assert failure.control_hz == 5
+    everything = [o for outcomes in result.results["table", "flow"].outcomes["steered"].values() for o in outcomes]
+    most = max(everything, key=lambda outcome: sum(outcome.disagreement) / len(outcome.disagreement))
+    assert (failure.failed.env_id, failure.failed.seed) == (most.env_id, most.seed)
+    assert failure.failed.disagreement == most.disagreement
+    write_benchmark_report(tmp_path / "report.html", result.to_json(), [failure])
+    assert (tmp_path / "report.html").read_text().count("<video") == 2
