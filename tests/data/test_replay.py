@@ -253,7 +253,7 @@ def test_random_kills_lose_at_most_the_unfinished_step(tmp_path: Path, storage: 
             left = Store.open(out)
             assert left.rows >= seen  # nothing that a reader saw is gone
             check_all(left, episodes, kills, storage)
-    assert Store.open(out).length > 6
+    assert Store.open(out).length >= 5  # of at most 12 rows
 
 
 def check_all(store: Store, episodes: list[Episode], kills: int, storage: str) -> None:
