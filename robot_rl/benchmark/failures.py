@@ -10,7 +10,7 @@ from html import escape
 from robot_rl.benchmark.result import BenchmarkResult
 from robot_rl.benchmark.run import make_contests
 from robot_rl.evaluation.clips import VIDEO_BYTES, outcome_word, side_by_side
-from robot_rl.evaluation.recording import Wanted, record_episodes
+from robot_rl.evaluation.recording import OnProgress, Wanted, record_episodes
 from robot_rl.evaluation.rollout import EpisodeOutcome
 from robot_rl.steering.methods import BASE
 
@@ -29,7 +29,7 @@ class Failure:
     control_hz: float
 
 
-def record_failures(result: BenchmarkResult, count: int, workers: int) -> list[Failure]:
+def record_failures(result: BenchmarkResult, count: int, workers: int, on_progress: OnProgress | None = None) -> list[Failure]:
     """Run up to `count` failures of the first method again with a camera, and the base's episodes beside them."""
     chosen = choose_failures(result, count)
     if not chosen:
@@ -37,13 +37,13 @@ def record_failures(result: BenchmarkResult, count: int, workers: int) -> list[F
     method = _first(result)
     contests = make_contests(result.plan)
     wanted = [Wanted(f"{s}/{p}", arm, o.env_id, o.seed) for s, p, o in chosen for arm in (method, BASE)]
-    recorded = record_episodes(contests, wanted, workers)
+    recorded = record_episodes(contests, wanted, workers, on_progress)
     rates = {name: contests[name].arms[BASE]().action_spec.control_hz for name in {episode.contest for episode in wanted}}
     failures = []
     for suite, policy, outcome in chosen:
         contest = f"{suite}/{policy}"
         failed, base = (recorded.get(Wanted(contest, arm, outcome.env_id, outcome.seed)) for arm in (method, BASE))
-        if failed and base:
+        if failed and base and failed.frames is not None and base.frames is not None:  # a crashing reset leaves none
             failures.append(Failure(suite, policy, method, failed, base, rates[contest]))
     return failures
 

@@ -44,7 +44,7 @@ class Benchmark:
         from robot_rl.benchmark import cells_table, policies_table, read_plan, run_benchmark
         from robot_rl.benchmark.failures import record_failures
         from robot_rl.benchmark.report import write_benchmark_report
-        from robot_rl.console import benchmark_progress, check_writable, write_json
+        from robot_rl.console import benchmark_progress, check_writable, counting_progress, write_json
         from robot_rl.evaluation import local_pool, ray_pool
 
         plan = read_plan(self.plan).only(self.suites, self.policies, self.methods)
@@ -58,7 +58,9 @@ class Benchmark:
             )
         values = result.to_json()
         write_json(results, values)
-        write_benchmark_report(report, values, record_failures(result, self.videos, self.workers))
+        with counting_progress("recording (episodes)") as on_progress:
+            failures = record_failures(result, self.videos, self.workers, on_progress)
+        write_benchmark_report(report, values, failures)
         console = Console()
         console.print(policies_table(values))
         console.print(cells_table(values, next(iter(values["methods"]))))

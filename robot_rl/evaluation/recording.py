@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +10,9 @@ from typing import NamedTuple
 from robot_rl.evaluation.evaluate import Block, Contest, local_pool, run_block
 from robot_rl.evaluation.pool import Died
 from robot_rl.evaluation.rollout import EpisodeOutcome
+
+OnProgress = Callable[[int, int], None]
+"""Called with (episodes done, episodes in all)."""
 
 
 class Wanted(NamedTuple):
@@ -33,7 +36,7 @@ class _Recorder:
 
 
 def record_episodes(
-    contests: Mapping[str, Contest], wanted: Sequence[Wanted], workers: int = 2
+    contests: Mapping[str, Contest], wanted: Sequence[Wanted], workers: int = 2, on_progress: OnProgress | None = None
 ) -> dict[Wanted, EpisodeOutcome]:
     """The outcomes of these episodes, with `frames`. One that takes its process down is left out."""
     jobs = {}
@@ -48,4 +51,10 @@ def record_episodes(
         jobs[block, episode.seed] = episode
     make_pool = local_pool(workers)
     with closing(make_pool(_Recorder(contests))) as pool:
-        return {jobs[job]: outcome for job, outcome in pool.run(list(jobs)) if not isinstance(outcome, Died)}
+        recorded = {}
+        for done, (job, outcome) in enumerate(pool.run(list(jobs)), start=1):
+            if not isinstance(outcome, Died):
+                recorded[jobs[job]] = outcome
+            if on_progress is not None:
+                on_progress(done, len(jobs))
+        return recorded
