@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from data.errors import InputError
-from robot_rl.commands.bench import BenchSampling, BenchSim, BenchSteering
+from robot_rl.commands.bench import BenchEvaluation, BenchSampling, BenchSim, BenchSteering
 from robot_rl.commands.bench_data import BenchData
 from robot_rl.commands.bench_serve import BenchServe
 from robot_rl.commands.benchmark import Benchmark
@@ -61,6 +61,7 @@ class Bench:
         Annotated[BenchSim, tyro.conf.subcommand("sim")]
         | Annotated[BenchSampling, tyro.conf.subcommand("sampling")]
         | Annotated[BenchSteering, tyro.conf.subcommand("steering")]
+        | Annotated[BenchEvaluation, tyro.conf.subcommand("evaluation")]
         | Annotated[BenchServe, tyro.conf.subcommand("serve")]
         | Annotated[BenchData, tyro.conf.subcommand("data")]
     )

@@ -108,3 +108,40 @@ class BenchSteering:
         Console().print(table)
         if self.json:
             write_json(self.json, {"rows": rows})
+
+
+@dataclass(frozen=True)
+class BenchEvaluation:
+    """Episodes a second, batched in worker processes as `evaluate` and `benchmark` do, against one by one in the same run."""
+
+    policy: str  # a folder that `robot-rl train policy` wrote, or any other policy's spec
+    critic: Path  # folder that `robot-rl train critic` wrote
+    env: str = "tabletop"  # as for `robot-rl evaluate`
+    methods: tuple[str, ...] = ("base", "steered")  # ways of steering, as in vgps?num_samples=50
+    workers: int = 2  # processes
+    episodes: int = 4  # in each environment, one after the other
+    json: Path | None = None  # where to write the numbers
+
+    def __post_init__(self) -> None:
+        check_settings(self, workers=POSITIVE, episodes=POSITIVE)
+
+    def run(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        from robot_rl.console import check_writable, console, write_json
+        from robot_rl.evaluation.bench import bench
+        from robot_rl.evaluation.steering import make_contest
+        from robot_rl.steering import parse_method
+
+        check_writable(self.json)
+        methods = {spec: parse_method(spec) for spec in self.methods}
+        contest = make_contest(self.policy, self.critic, self.env, 1, 1, methods)
+        console.print("measuring ...", highlight=False)
+        rows = bench(contest, self.workers, self.episodes)
+        table = Table("arm", "one by one", "batched", "ratio", title=f"episodes a second, {self.workers} workers")
+        for row in rows:
+            table.add_row(row["arm"], f"{row['one_by_one']:.2f}", f"{row['batched']:.2f}", f"{row['ratio']:.1f}x")
+        Console().print(table)
+        if self.json:
+            write_json(self.json, {"rows": rows})
