@@ -45,7 +45,7 @@ def settings_section(values: Mapping[str, Any]) -> str:
         **{f"suite {name}": f"{suite['env']}; critic {suite['critic']}" for name, suite in plan["suites"].items()},
         **{f"{p} in {s}": f"{plan['suites'][s]['policies'][p]}; {_provenance(contest)}" for s, p, contest in contests},
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "time": f"{values['work_seconds'] / 60:,.0f} minutes of work, were it done by one process",
+        "time": f"{values['work_seconds'] / 60:,.1f} minutes of work, were it done by one process",
     }
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
     return (
