@@ -21,6 +21,7 @@ from robot_rl.commands.bench import BenchEvaluation, BenchSampling, BenchSim, Be
 from robot_rl.commands.bench_data import BenchData
 from robot_rl.commands.bench_serve import BenchServe
 from robot_rl.commands.benchmark import Benchmark
+from robot_rl.commands.collect import Collect
 from robot_rl.commands.convert_policy import ConvertPolicy
 from robot_rl.commands.data_convert import DataConvert
 from robot_rl.commands.data_export import DataExport
@@ -75,6 +76,7 @@ def _command(arguments: Sequence[str]) -> Any:
     )
     return (
         Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Collect, tyro.conf.subcommand("collect")]
         | Annotated[Data, tyro.conf.subcommand("data")]
         | Annotated[
             Group[train], tyro.conf.subcommand("train", description="Train a critic or a policy on a converted dataset.")
@@ -116,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{error.filename or 'disk'}: {error.strerror}; nothing that was complete is lost, make room or choose another path"
         )
     except KeyboardInterrupt as stop:
-        resumes = isinstance(command, (Benchmark, DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy))
+        resumes = isinstance(command, (Benchmark, Collect, DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy))
         print("stopped; the same command resumes" if resumes else "stopped", file=sys.stderr)
         return 143 if stop.args else 130
     finally:

@@ -57,6 +57,10 @@ class BenchmarkPlan:
                 chosen[name] = replace(suite, policies=wanted)
         if not chosen:
             raise InputError("nothing is left of the plan; the suites that were chosen have none of the policies")
+        if list(methods) == [BASE]:
+            raise InputError(
+                f"--methods {BASE}: there is nothing to compare it with; name another of {', '.join(self.methods)}"
+            )
         kept = {name: m for name, m in self.methods.items() if name == BASE or not methods or name in methods}
         return replace(self, suites=chosen, methods=kept)
 
@@ -82,6 +86,8 @@ def read_plan(path: Path) -> BenchmarkPlan:
     methods = {BASE: Method(BASE)}
     for name, spec in _named(path, "methods", values["methods"]).items():
         methods[name] = parse_method(str(spec))
+        if name == BASE or methods[name].name == BASE:
+            raise InputError(f"{path}: method {name!r}: the policy alone always takes part; leave it out")
     numbers = {key: values[key] for key in ("episodes", "seed") if key in values}
     for key, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < (1 if key == "episodes" else 0):

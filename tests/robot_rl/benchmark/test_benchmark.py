@@ -56,6 +56,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
         ({"suites": {}}, "suites must be a JSON object with an entry"),
         ({"methods": {}}, "methods must be"),
         ({"methods": {"x": "magic"}}, "no such way of steering"),
+        ({"methods": {"x": "base"}}, "method 'x': the policy alone always takes part"),
         ({"episodes": 0}, "episodes is 0"),
         ({"seed": "one"}, "seed is 'one'"),
         ({"repeats": 3}, "unknown field 'repeats'; there are suites"),
