@@ -1,4 +1,4 @@
-"""Roll, pitch and yaw, as both suites use them: rotations about the base frame's x, then y, then z axis, in radians."""
+"""Rotations in radians, as both suites use them: roll, pitch and yaw about the base frame's x, y and z axis, and rotation vectors."""
 
 from __future__ import annotations
 
@@ -24,3 +24,20 @@ def rpy_from_rotation(rotation: np.ndarray) -> tuple[float, float, float]:
     roll = math.atan2(rotation[2, 1], rotation[2, 2])
     pitch = math.asin(min(1.0, max(-1.0, -rotation[2, 0])))
     return roll, pitch, math.atan2(rotation[1, 0], rotation[0, 0])
+
+
+def rotation_from_vector(vector: np.ndarray) -> np.ndarray:
+    """The rotation [3,3] about `vector` [3] by its length."""
+    angle = math.sqrt(float(vector @ vector))
+    if angle < 1e-9:
+        return np.eye(3)
+    x, y, z = vector / angle
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+
+
+def vector_from_rotation(rotation: np.ndarray) -> np.ndarray:
+    """The inverse of `rotation_from_vector` for angles well below pi."""
+    axis = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+    sine, cosine = math.sqrt(float(axis @ axis)) / 2, (float(np.trace(rotation)) - 1) / 2
+    return axis / 2 if sine < 1e-9 else axis * (math.atan2(sine, cosine) / (2 * sine))

@@ -91,9 +91,14 @@ def _resolve(given: str) -> list[str]:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
         raise InputError(
-            f"{given}: neither a suite ({', '.join(SUITES)}) nor a registered environment ({' '.join(str(error).split())})"
+            f"{given}: neither a suite ({', '.join(SUITES)}), a task of one ({', '.join(_known())}) nor a registered environment "
+            f"({' '.join(str(error).split())})"
         ) from error
     return [given]
+
+
+def _known() -> list[str]:
+    return [env_id for suite in SUITES.values() for env_id in suite.tasks.values()]
 
 
 def _import(module: str) -> None:

@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sim.actions import ACTION_HIGH, ACTION_LOW, ACTION_METADATA, bounded
 from sim.rotations import rotation_from_rpy, rpy_from_rotation
 from sim.tabletop.client import PhysicsClient
 from sim.tabletop.scene import BLOCKS, OBJECTS, SUBSTEPS, SYMMETRY, Scene
@@ -30,8 +31,6 @@ STATE_NAMES = (
     "drawer opening",
 )
 
-ACTION_HIGH = np.array([0.05, 0.05, 0.05, 0.25, 0.25, 0.25, 1.0], np.float32)
-ACTION_LOW = np.array([-0.05, -0.05, -0.05, -0.25, -0.25, -0.25, 0.0], np.float32)
 WORKSPACE_LOW = np.array([0.15, -0.24, 0.012])
 WORKSPACE_HIGH = np.array([0.44, 0.24, 0.30])
 LEASH, LEASH_ANGLE = 0.02, 0.25  # how far the commanded pose may run ahead of the measured one: metres, radians
@@ -49,12 +48,10 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        **ACTION_METADATA,
         "render_modes": ["rgb_array"],
         "render_fps": 5,
         "control_hz": 5.0,
-        "action_names": ("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
-        "action_units": ("m", "m", "m", "rad", "rad", "rad", "open"),
-        "action_frame": "end_effector_delta_base",
         "state_names": STATE_NAMES,
     }
 
@@ -103,12 +100,9 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Apply one action for 0.2 s. Reward 1 and termination on success. Raises ValueError on a malformed action."""
-        action = np.asarray(action, dtype=np.float32)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ValueError(f"an action is 7 finite numbers (x, y, z, roll, pitch, yaw, gripper), got {action.tolist()}")
+        action = bounded(action)
         if self._client is None:
             raise RuntimeError("step() before reset(), or after close()")
-        action = np.clip(action, ACTION_LOW, ACTION_HIGH)
         self._drive(action.astype(np.float64))
         self._held = self._held + 1 if self.task.succeeded(self.scene, self.layout) else 0
         success = self._held >= self.task.hold_steps

@@ -1,96 +1,21 @@
-"""What a demonstrator aims at next, computed afresh from the present physical state, so that it recovers from any disturbance.
-
-Each skill returns a waypoint for the tool. Nothing is remembered between steps: whether a block is held, lies at its goal, or
-slipped away is read off the simulator. An `Intent` says what the demonstrator has in mind, mistakes included.
-"""
+"""The six skills of the tabletop's demonstrator: what he aims at next."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from sim.rotations import rpy_from_rotation
-from sim.tabletop.scene import BLOCK_SIZE, BOWL_FLOOR, SYMMETRY, Scene
-from sim.tabletop.tasks import Layout
-
-HOVER = 0.07  # how far above an object the tool travels, metres
-NEAR, NEAR_YAW = 0.011, 0.15  # metres and radians within which the tool counts as in place
-
-
-@dataclass(frozen=True)
-class Waypoint:
-    """Tool position [3] in metres, yaw in radians, gripper opening 0..1."""
-
-    position: np.ndarray
-    yaw: float
-    opening: float
-
-
-@dataclass(frozen=True)
-class Intent:
-    """What the demonstrator means to do. The defaults are right; every other value is a mistake.
-
-    target: the object acted on. offset: where he believes the object is, relative to the truth, metres [2]. close_height: closes the
-    gripper this far above the object, and leaves it closed. goal_offset: where he believes the goal is, likewise [2].
-    release_distance: lets go this far from the goal, metres.
-    """
-
-    target: str
-    goal: str
-    offset: tuple[float, float] = (0.0, 0.0)
-    close_height: float = 0.0
-    goal_offset: tuple[float, float] = (0.0, 0.0)
-    release_distance: float = 0.0
-
-
-class View:
-    """The physical state that the skills look at, measured once a step."""
-
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        self.tool, self.rotation = scene.arm.tool_pose()
-        self.yaw = rpy_from_rotation(self.rotation)[2]
-        self.opening = scene.arm.opening()
-
-    def holds(self, name: str) -> bool:
-        return self.scene.fingers_on(name) == 2
-
-    def turned(self, yaw: float, symmetry: int) -> float:
-        """The equivalent of `yaw` nearest to the gripper's, for something that repeats `symmetry` times in a turn."""
-        period = 2 * math.pi / symmetry
-        return self.yaw + (yaw - self.yaw + period / 2) % period - period / 2
-
-    def above(self, position: np.ndarray, yaw: float, opening: float) -> Waypoint:
-        """Come down on `position` [3] through a funnel: over it first, then down as the horizontal and yaw errors shrink."""
-        error = math.hypot(*(position - self.tool)[:2])
-        climb = min(HOVER, max(0.0, 4 * (error - 0.008)) + 0.15 * max(0.0, abs(yaw - self.yaw) - 0.1))
-        x, y = position[:2]
-        if self.tool[2] < position[2] + 0.6 * HOVER and error > 0.05:  # low and far: climb before travelling
-            x, y = self.tool[:2] + 0.2 * (position - self.tool)[:2]
-        return Waypoint(np.array([x, y, position[2] + climb]), yaw, opening)
-
-    def arrived(self, waypoint: Waypoint, height: float) -> bool:
-        """Whether the tool is in place horizontally and in yaw, and no more than `height` too high."""
-        error = self.tool - waypoint.position
-        return math.hypot(*error[:2]) < NEAR and abs(self.yaw - waypoint.yaw) < NEAR_YAW and error[2] < height
+from sim.expert import Intent, View, Waypoint
+from sim.tabletop.scene import BLOCK_SIZE, BOWL_FLOOR, SYMMETRY
 
 
 def grasp(view: View, intent: Intent) -> Waypoint:
-    """Close the gripper on the target, turned to its faces; reopen and climb after closing on nothing."""
+    """Close the gripper on the target, turned to its faces."""
     name = intent.target
-    position = view.scene.position(name) + np.array([*intent.offset, 0.0])
     yaw = view.turned(view.scene.yaw(name), 2 if name == "drawer" else SYMMETRY[name])
-    down = Waypoint(position, yaw, 0.0)
-    if intent.close_height and (view.opening < 0.3 or view.arrived(down, intent.close_height)):
-        return view.above(position + np.array([0.0, 0.0, 0.03]), yaw, 0.0)
-    if view.opening < 0.3 and not view.holds(name):
-        return Waypoint(np.array([*view.tool[:2], position[2] + HOVER]), yaw, 1.0)
-    if view.arrived(down, 0.012):
-        return Waypoint(np.array([*position[:2], max(position[2], view.tool[2] - 0.01)]), yaw, 0.0)
-    return view.above(position, yaw, 1.0)
+    return view.close_on(intent, view.scene.position(name), yaw)
 
 
 def touch(view: View, intent: Intent) -> Waypoint:
@@ -176,8 +101,3 @@ SKILLS: dict[str, Callable[[View, Intent], Waypoint]] = {
     "stack": stack,
     "drawer": open_drawer,
 }
-
-
-def intended(layout: Layout) -> Intent:
-    """The intent that does what was asked."""
-    return Intent(layout.target, layout.goal)

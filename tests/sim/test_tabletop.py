@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from environment_conformance import random_actions, rollout
 
+from sim.actions import ACTION_HIGH
 from sim.bench import bench
 from sim.rotations import rotation_from_rpy, rpy_from_rotation
 from sim.tabletop import TABLETOP
 from sim.tabletop.arm import POINTING_DOWN, Arm, inverse_kinematics
 from sim.tabletop.client import PhysicsClient
-from sim.tabletop.environment import ACTION_HIGH, STATE_NAMES
+from sim.tabletop.environment import STATE_NAMES
 from sim.tabletop.expert import Expert
 from sim.tabletop.tasks import TASK_TABLE
 
