@@ -14,6 +14,10 @@ class SteeringConfig:
 
     num_samples: int = 32  # candidates a decision, K
     aggregate: Literal["min", "mean"] = "min"  # over ensemble members: min as in V-GPS, mean as in PA-RL
+    smoothing: float = (
+        0.3  # width of the kernel that averages values over neighbours, in median distances of candidates; 0 is off
+    )
+    shrinkage: float = 0.05  # how dense candidates must lie for their values to count in full, 0 to 1
     temperature: float = 0.0  # 0 acts on the best candidate, more on a draw from softmax(Q / temperature)
     ascent_steps: int = 0  # of gradient ascent on the kept candidates
     keep: int = 8  # candidates that are ascended
@@ -23,7 +27,7 @@ class SteeringConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, num_samples=POSITIVE, temperature=NONNEGATIVE, ascent_steps=NONNEGATIVE, keep=POSITIVE)
-        check_settings(self, step_size=RATE, trust_region=RATE)
+        check_settings(self, step_size=RATE, trust_region=RATE, smoothing=NONNEGATIVE, shrinkage=(0, 1))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """SteeredPolicy: a Policy made of a Policy and a Critic. Sample K candidates, score them all at once, act on a good one.
 
-With the ensemble minimum and no ascent this is V-GPS (2410.13816); with the mean and a few ascent steps on the best candidates it is
-PA-RL's action optimisation (2412.06685). The policy may be anything that has `sample`.
+Values are smoothed over the candidates before they are ranked (robot_rl/steering/smoothing.py). Without that, the ensemble minimum is
+V-GPS (2410.13816), and the mean with a few ascent steps on the best candidates PA-RL's action optimisation (2412.06685). The policy may
+be anything that has `sample`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from policies.base import ActionSpec, Observations, ObservationSpec, Policy, obs
 from robot_rl.critic import Critic
 from robot_rl.steering.ascent import ascend
 from robot_rl.steering.config import RandomConfig, SteeringConfig
+from robot_rl.steering.smoothing import smoothed
 
 
 @dataclass(frozen=True)
@@ -59,41 +61,56 @@ class SteeredPolicy:
         candidates = self.policy.sample(observations, num_samples * self.config.num_samples, generator)
         candidates = candidates[:, :, : self.action_spec.chunk]
         z = self.critic.encode(observations)
-        values = self._aggregate(self.critic.values(z, candidates))
-        draws = (len(z), num_samples, self.config.num_samples)
+        normalized = self.critic.normalize(candidates)
+        values = self._score(z, normalized)
+        draws = (len(z), num_samples)
+        ranks = self._smoothed(values, normalized, draws)
         if self.config.ascent_steps:
-            candidates, values = self._improve(z, candidates, values, draws)
-        values = values.view(draws[0], draws[1], -1)
-        chosen = self._choose(values, generator)
-        candidates = candidates.view(*values.shape, *candidates.shape[2:])
+            candidates, values, ranks = self._improve(z, normalized, values, ranks, draws)
+        candidates, values, ranks = (x.unflatten(1, (num_samples, -1)) for x in (candidates, values, ranks))
+        chosen = self._choose(ranks, generator)
         actions = torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
         picked = torch.take_along_dim(values, chosen[..., None], dim=2)[..., 0]
         self.last_decision = Decision.of(self.critic, z, actions[:, 0], picked[:, 0], values[:, 0])
         return actions
 
-    def _aggregate(self, values: torch.Tensor) -> torch.Tensor:
+    def _score(self, z: torch.Tensor, normalized: torch.Tensor) -> torch.Tensor:
+        """Q [B,K] of chunks in the critic's units."""
+        values = self.critic.decode(self.critic.outputs(z, normalized))
         return values.min(dim=0).values if self.config.aggregate == "min" else values.mean(dim=0)
 
+    def _smoothed(self, values: torch.Tensor, normalized: torch.Tensor, draws: tuple[int, int]) -> torch.Tensor:
+        """What is ranked by: the values [B,N*K], smoothed over the K candidates of each draw."""
+        if not self.config.smoothing:
+            return values
+        chunks = normalized.flatten(2).unflatten(1, (draws[1], -1)).flatten(0, 1)
+        by_draw = values.unflatten(1, (draws[1], -1)).flatten(0, 1)
+        return smoothed(by_draw, chunks, self.config.smoothing, self.config.shrinkage).view(values.shape)
+
     def _choose(self, values: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Index [B,N] of the chosen candidate, from values [B,N,K]."""
+        """Index [B,N] of the chosen candidate, from what is ranked by [B,N,K]."""
         if self.config.temperature == 0:
             return values.argmax(dim=-1)
         weights = torch.softmax(values / self.config.temperature, dim=-1)
         return torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(values.shape[:2])
 
     def _improve(
-        self, z: torch.Tensor, candidates: torch.Tensor, values: torch.Tensor, draws: tuple[int, int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ascend the best `keep` candidates of each draw within the action bounds: chunks and values, [B,N*keep,...]."""
-        keep = min(self.config.keep, draws[2])
-        grouped = candidates.view(*draws, *candidates.shape[2:])
-        top = values.view(draws).topk(keep, dim=-1).indices
-        kept = torch.take_along_dim(grouped, top[..., None, None], dim=2).flatten(1, 2)
+        self, z: torch.Tensor, normalized: torch.Tensor, values: torch.Tensor, ranks: torch.Tensor, draws: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ascend the best `keep` candidates of each draw within the action bounds: chunks, values and ranks, [B,N*keep,...].
+
+        What a candidate gains by it is added to its rank.
+        """
+        ranks = ranks.unflatten(1, (draws[1], -1))
+        best = ranks.topk(min(self.config.keep, ranks.shape[2]), dim=-1).indices
+        kept = torch.take_along_dim(normalized.unflatten(1, (draws[1], -1)), best[..., None, None], dim=2).flatten(1, 2)
+        before = torch.take_along_dim(values.unflatten(1, (draws[1], -1)), best, dim=2).flatten(1)
+        ranks = torch.take_along_dim(ranks, best, dim=2).flatten(1)
         spec = self.policy.action_spec
         low, high = (self.critic.normalize(torch.tensor(bound, device=z.device)) for bound in (spec.low, spec.high))
-        normalized, best = ascend(
-            lambda u: self._aggregate(self.critic.decode(self.critic.outputs(z, u))),
-            self.critic.normalize(kept),
+        ascended, after = ascend(
+            lambda u: self._score(z, u),
+            kept,
             self.config.ascent_steps,
             self.config.step_size,
             low,
@@ -101,7 +118,7 @@ class SteeredPolicy:
             self.config.trust_region,
             self.config.normalized_step,
         )
-        return self.critic.unnormalize(normalized), best
+        return self.critic.unnormalize(ascended), after, ranks + after - before
 
 
 class RandomChoice:

@@ -60,7 +60,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("aggregate", ["min", "mean"])
 def test_the_best_of_one_call_is_chosen(critic, aggregate):
     policy, seen = UniformPolicy(), observations(3)
-    steered = SteeredPolicy(policy, critic, SteeringConfig(num_samples=16, aggregate=aggregate))
+    steered = SteeredPolicy(policy, critic, SteeringConfig(num_samples=16, aggregate=aggregate, smoothing=0))
     actions = steered.sample(seen, 1, generator())
     assert actions.shape == (3, 1, 4, 3)
     assert policy.calls == [16]
