@@ -53,7 +53,7 @@ def test_one_candidate_and_equal_candidates_are_no_trouble() -> None:
 def test_a_lonely_outlier_with_a_high_value_is_not_chosen() -> None:
     crowd = 0.1 * torch.randn((1, 199, 3), generator=torch.Generator().manual_seed(0))
     chunks = torch.cat([crowd, torch.full((1, 1, 3), 3.0)], dim=1)
-    values = torch.cat([0.5 - crowd[..., 0].abs(), torch.tensor([[1.0]])], dim=1)
+    values = torch.cat([-10 * (crowd[..., 0] - 0.1).abs(), torch.tensor([[1.0]])], dim=1)
     assert values.argmax() == 199
     assert smoothed(values, chunks, 0.3, 0.05).argmax() != 199
 
