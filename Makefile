@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell command -v python$(v))) pyth
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lock clean
+.PHONY: demo test test-slow robosuite lock clean
 demo: .venv/.core
 	@$(BIN)/robot-rl demo
 
@@ -26,7 +26,15 @@ test-slow: .venv/.dev
 	@$(PIP) -e .
 	@touch $@
 
-.venv/.dev: .venv/.core
+# The second suite of tasks. robosuite asks for mink, which pins numpy<2 and serves a robot that is not used here.
+robosuite: .venv/.robosuite
+.venv/.robosuite: .venv/.core
+	@echo "Adding robosuite ..."
+	@$(PIP) -e '.[robosuite]'
+	@$(PIP) --no-deps robosuite==1.5.2
+	@touch $@
+
+.venv/.dev: .venv/.robosuite
 	@echo "Adding the test tools ..."
 	@$(PIP) -e '.[dev]'
 	@$(PIP) --no-deps openpi-client==0.1.2 # the real client, whose pin numpy<2 is older than its code's needs

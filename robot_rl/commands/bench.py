@@ -10,9 +10,10 @@ from data.errors import POSITIVE, check_settings
 
 @dataclass(frozen=True)
 class BenchSim:
-    """Control steps, camera frames and resets a second of the tabletop simulator, on one core."""
+    """Control steps, steps with a camera and resets a second of the simulators, on one core."""
 
-    seconds: float = 3.0  # of each measurement
+    env: tuple[str, ...] = ("tabletop/stack", "robosuite/stack")  # tasks to measure
+    seconds: float = 3.0  # of each task's measurement
     json: Path | None = None  # where to write the numbers
 
     def __post_init__(self) -> None:
@@ -26,10 +27,10 @@ class BenchSim:
         from sim.bench import bench
 
         check_writable(self.json)
-        values = bench(self.seconds)
-        table = Table("measurement", "per second", title="tabletop simulator, one core")
-        for name, value in values.items():
-            table.add_row(name.replace("_", " "), f"{value:.0f}")
+        values = {env: bench(self.seconds, env) for env in self.env}
+        table = Table("task", "steps", "steps with a camera", "resets", title="a second, on one core")
+        for env, rates in values.items():
+            table.add_row(env, *(f"{rate:.0f}" for rate in rates.values()))
         Console().print(table)
         if self.json:
             write_json(self.json, values)
