@@ -72,7 +72,7 @@ class View:
         self.yaw = rpy_from_rotation(self.rotation)[2]
 
     def holds(self, name: str) -> bool:
-        return self.scene.fingers_on(name) == 2 and self.opening < 0.9
+        return self.scene.fingers_on(name) == 2
 
     def turned(self, yaw: float, symmetry: int) -> float:
         """The equivalent of `yaw` nearest to the gripper's, for something that repeats `symmetry` times in a turn (0: round)."""

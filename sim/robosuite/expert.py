@@ -8,6 +8,13 @@ from sim.expert import Intent, ScriptedExpert, View, Waypoint
 from sim.robosuite.skills import SKILLS
 
 
+class HandView(View):
+    """A view of this hand, whose open fingers may both touch the top of a thing."""
+
+    def holds(self, name: str) -> bool:
+        return self.opening < 0.9 and super().holds(name)
+
+
 class Expert(ScriptedExpert):
     """Demonstrates one of the robosuite tasks."""
 
@@ -27,7 +34,7 @@ class Expert(ScriptedExpert):
 
     def _look(self) -> View:
         world = self._env.world
-        return View(world, world.tool_pose(), world.opening())
+        return HandView(world, world.tool_pose(), world.opening())
 
     def _intended(self) -> Intent:
         return Intent(self._env.target, self._env.goal)
