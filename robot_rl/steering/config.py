@@ -17,7 +17,7 @@ class SteeringConfig:
     smoothing: float = (
         0.3  # width of the kernel that averages values over neighbours, in median distances of candidates; 0 is off
     )
-    shrinkage: float = 0.05  # how dense candidates must lie for their values to count in full, 0 to 1
+    prior: float = 8.0  # neighbours that a candidate needs for its value to count by half, the rest being the mean of all
     temperature: float = 0.0  # 0 acts on the best candidate, more on a draw from softmax(Q / temperature)
     ascent_steps: int = 0  # of gradient ascent on the kept candidates
     keep: int = 8  # candidates that are ascended
@@ -27,7 +27,7 @@ class SteeringConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, num_samples=POSITIVE, temperature=NONNEGATIVE, ascent_steps=NONNEGATIVE, keep=POSITIVE)
-        check_settings(self, step_size=RATE, trust_region=RATE, smoothing=NONNEGATIVE, shrinkage=(0, 1))
+        check_settings(self, step_size=RATE, trust_region=RATE, smoothing=NONNEGATIVE, prior=NONNEGATIVE)
 
 
 @dataclass(frozen=True)

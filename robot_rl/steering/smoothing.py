@@ -11,14 +11,14 @@ from __future__ import annotations
 import torch
 
 
-def smoothed(values: torch.Tensor, chunks: torch.Tensor, width: float, shrinkage: float) -> torch.Tensor:
+def smoothed(values: torch.Tensor, chunks: torch.Tensor, width: float, prior: float) -> torch.Tensor:
     """Kernel regression of values [B,K] over chunks [B,K,D], shrunk to their mean where candidates are sparse: [B,K].
 
-    v_i <- (sum_j k_ij v_j / K + shrinkage * mean) / (sum_j k_ij / K + shrinkage) with k_ij = exp(-d_ij^2 / 2 h^2), where h is `width`
-    times the median distance of two candidates: Nadaraya-Watson (1964), with the mean as a prior of weight `shrinkage`.
+    v_i <- mean + sum_j k_ij (v_j - mean) / (sum_j k_ij + prior) with k_ij = exp(-d_ij^2 / 2 h^2), where h is `width` times the median
+    distance of two candidates: Nadaraya-Watson (1964), as if each candidate also had `prior` neighbours with the mean value.
     """
     distances = torch.cdist(chunks, chunks)
     scale = distances.flatten(1).median(dim=1).values.clamp_min(1e-9)
     kernel = torch.exp(-0.5 * (distances / (width * scale[:, None, None])).square())
-    weighted, density = (kernel @ values[..., None])[..., 0] / values.shape[1], kernel.mean(dim=-1)
-    return (weighted + shrinkage * values.mean(dim=1, keepdim=True)) / (density + shrinkage)
+    mean = values.mean(dim=1, keepdim=True)
+    return mean + (kernel @ (values - mean)[..., None])[..., 0] / (kernel.sum(dim=-1) + prior)

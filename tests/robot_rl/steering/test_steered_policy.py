@@ -109,8 +109,8 @@ def test_temperature_interpolates_between_the_best_and_chance(critic):
 @pytest.mark.parametrize("normalized", [False, True])
 def test_ascent_never_lowers_the_value_and_stays_near_a_candidate(critic, normalized):
     seen, region = observations(3), 0.05
-    plain = SteeredPolicy(UniformPolicy(), critic, SteeringConfig(num_samples=16))
-    config = SteeringConfig(16, ascent_steps=10, keep=4, step_size=0.02, normalized_step=normalized, trust_region=region)
+    plain = SteeredPolicy(UniformPolicy(), critic, SteeringConfig(num_samples=16, smoothing=0))
+    config = replace(plain.config, ascent_steps=10, keep=4, step_size=0.02, normalized_step=normalized, trust_region=region)
     ascended = SteeredPolicy(UniformPolicy(), critic, config)
     plain.sample(seen, 1, generator())
     actions = ascended.sample(seen, 1, generator())
