@@ -20,6 +20,7 @@ import numpy as np
 
 from data.errors import InputError
 from data.formats.base import Feature
+from data.formats.blosc import read_rows
 from data.formats.description import find_description, merge_description
 
 _CAMERAS = ("image_primary", "image_secondary", "image_tertiary", "image_quaternary", "image_quinary", "image_senary")
@@ -53,7 +54,7 @@ class ZarrEpisode:
                 raise InputError(
                     f"{self.source}: data/{key} has {array.shape[0]} rows, the episode ends at row {rows.stop}; drop it with --skip-bad"
                 )
-            values = np.asarray(array[rows.start : rows.stop])
+            values = read_rows(array, rows.start, rows.stop)
         except InputError:
             raise
         except Exception as error:
@@ -80,7 +81,10 @@ class ZarrEpisode:
             raise InputError(f"{self.source}: meta/{key} cannot be read ({_line(error)}); copy it again") from None
         if array is None or getattr(array, "shape", ())[:1] != self.dataset.ends.shape or _unreadable(array):
             return default
-        return np.asarray(array[self.number])[()]
+        try:
+            return read_rows(array, self.number, self.number + 1)[0]
+        except Exception as error:
+            raise InputError(f"{self.source}: meta/{key} cannot be decoded ({_line(error)}); copy it again") from None
 
     def texts(self) -> dict[str, str]:
         return {}
@@ -217,7 +221,7 @@ def _features(root: Any, path: Path, key: str, scales: dict[str, float]) -> dict
     image = len(shape) == 3 and shape[-1] == 3 and array.dtype.kind in "uf" and array.dtype.itemsize in (1, 2, 4, 8)
     if image and array.dtype != np.uint8 and not reason:
         try:
-            scales[key] = 1.0 if np.asarray(array[:1]).max(initial=0) > 1 else 255.0
+            scales[key] = 1.0 if read_rows(array, 0, 1).max(initial=0) > 1 else 255.0
         except Exception as error:
             reason = f"not readable ({_line(error)}); copy it again"
     return {key: Feature(key, "image" if image else "tensor", str(array.dtype), shape, reason)}
@@ -238,7 +242,7 @@ def _episode_ends(root: Any, path: Path) -> np.ndarray:
     try:
         array = root["meta/episode_ends"]
         reason = _unreadable(array)
-        ends = np.empty(0) if reason else np.asarray(array[:])
+        ends = np.empty(0) if reason else read_rows(array, 0, array.size)
         lost = not reason and _missing(root, path, "meta/episode_ends")
     except KeyError:
         raise InputError(f"{path}: no meta/episode_ends; give a zarr in diffusion_policy's layout") from None
@@ -274,8 +278,8 @@ def _derive(root: Any, features: dict[str, Feature], ends: np.ndarray, name: str
     if actions is None or actions.unsupported or len(actions.shape) != 1 or not len(ends):
         return derived
     try:
-        values = np.asarray(root["data/action"][: int(ends[-1])])
-        times = np.asarray(root["data/timestamp"][: int(ends[0])]).reshape(-1) if "timestamp" in features else np.empty(0)
+        values = read_rows(root["data/action"], 0, int(ends[-1]))
+        times = read_rows(root["data/timestamp"], 0, int(ends[0])).reshape(-1) if "timestamp" in features else np.empty(0)
     except Exception:
         # Reading the episodes says what is damaged.
         return derived

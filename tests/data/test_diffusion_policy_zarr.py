@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -168,6 +169,25 @@ def test_a_corrupt_chunk_costs_its_episodes_alone(tmp_path: Path, folder: Path) 
         assert [isinstance(item, Episode) for item in episodes] == [True, True, False]
         assert f"train #2 ({path.name}): data/camera_0 cannot be decoded" in str(episodes[2])
         assert "\n" not in str(episodes[2])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_cut_blosc_chunk_is_named(tmp_path: Path, version: int, zipped: bool) -> None:
+    """numcodecs makes whatever lies in memory of it, without an error."""
+    blosc = numcodecs.Blosc("lz4") if version == 2 else zarr.codecs.BloscCodec(cname="lz4")
+    folder = write(tmp_path / "cut.zarr", version, blosc)
+    (folder / "robot_rl.json").write_text(json.dumps(DESCRIPTION))
+    for key, row, size in (("action", 2, 40), ("state", 6, 10)):  # the second has lost a part of its header too
+        chunk = folder / "data" / key / (f"c/{row}/0" if version == 3 else f"{row}.0")
+        chunk.write_bytes(chunk.read_bytes()[:size])
+    path = pack(folder, tmp_path / "cut.zarr.zip", "cut/") if zipped else folder
+    if zipped:
+        shutil.copy(folder / "robot_rl.json", tmp_path / "cut.robot_rl.json")
+    episodes = read(path)
+    assert isinstance(episodes[0], Episode)
+    assert re.search(r"#1 .*data/action/(c/)?2[./]0 has 40 bytes, \d+ were written\); copy it again", str(episodes[1]))
+    assert re.search(r"#2 .*data/state/(c/)?6[./]0 has 10 bytes", str(episodes[2]))
 
 
 def test_arrays_that_are_too_short_or_not_finite(tmp_path: Path) -> None:
