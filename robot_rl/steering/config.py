@@ -14,10 +14,7 @@ class SteeringConfig:
 
     num_samples: int = 32  # candidates a decision, K
     aggregate: Literal["min", "mean"] = "min"  # over ensemble members: min as in V-GPS, mean as in PA-RL
-    smoothing: float = (
-        0.3  # width of the kernel that averages values over neighbours, in median distances of candidates; 0 is off
-    )
-    prior: float = 8.0  # neighbours that a candidate needs for its value to count by half, the rest being the mean of all
+    smoothing: float = 0.3  # width of a candidate's neighbourhood, whose advantages are summed, in median distances; 0 is off
     temperature: float = 0.0  # 0 acts on the best candidate, more on a draw from softmax(Q / temperature)
     ascent_steps: int = 0  # of gradient ascent on the kept candidates
     keep: int = 8  # candidates that are ascended
@@ -27,7 +24,7 @@ class SteeringConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, num_samples=POSITIVE, temperature=NONNEGATIVE, ascent_steps=NONNEGATIVE, keep=POSITIVE)
-        check_settings(self, step_size=RATE, trust_region=RATE, smoothing=NONNEGATIVE, prior=NONNEGATIVE)
+        check_settings(self, step_size=RATE, trust_region=RATE, smoothing=NONNEGATIVE)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class SteeredPolicy:
             return values
         chunks = normalized.flatten(2).unflatten(1, (draws[1], -1)).flatten(0, 1)
         by_draw = values.unflatten(1, (draws[1], -1)).flatten(0, 1)
-        return smoothed(by_draw, chunks, self.config.smoothing, self.config.prior).view(values.shape)
+        return smoothed(by_draw, chunks, self.config.smoothing).view(values.shape)
 
     def _choose(self, values: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Index [B,N] of the chosen candidate, from what is ranked by [B,N,K]."""
