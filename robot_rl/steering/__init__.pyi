@@ -1,4 +1,5 @@
 from .ascent import ascend as ascend
+from .config import ModeConfig as ModeConfig
 from .config import RandomConfig as RandomConfig
 from .config import SteeringConfig as SteeringConfig
 from .config import VotingConfig as VotingConfig
@@ -6,6 +7,7 @@ from .majority_voting import MajorityVoting as MajorityVoting
 from .methods import Method as Method
 from .methods import parse_method as parse_method
 from .steered_policy import Decision as Decision
+from .steered_policy import ModeChoice as ModeChoice
 from .steered_policy import RandomChoice as RandomChoice
 from .steered_policy import SteeredPolicy as SteeredPolicy
 from .steered_policy import steered_spec as steered_spec

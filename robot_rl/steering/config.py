@@ -38,6 +38,17 @@ class RandomConfig:
 
 
 @dataclass(frozen=True)
+class ModeConfig:
+    """The control that knows the policy's distribution and no critic."""
+
+    num_samples: int = 32  # candidates a decision, K
+    smoothing: float = 0.3  # width of a candidate's neighbourhood, in median distances
+
+    def __post_init__(self) -> None:
+        check_settings(self, num_samples=POSITIVE, smoothing=RATE)
+
+
+@dataclass(frozen=True)
 class VotingConfig:
     """A proposal distribution around few samples of the policy, as RoboMonkey makes it."""
 

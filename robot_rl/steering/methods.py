@@ -14,12 +14,13 @@ from urllib.parse import parse_qsl
 
 from data.errors import InputError
 from policies.loading import convert
-from robot_rl.steering.config import RandomConfig, SteeringConfig, VotingConfig
+from robot_rl.steering.config import ModeConfig, RandomConfig, SteeringConfig, VotingConfig
 
 # Each is a class made from (policy, critic, settings), and its settings. V-GPS and PA-RL are as published (2410.13816, 2412.06685).
 METHODS: Mapping[str, tuple[str, Any]] = {
     "steered": ("SteeredPolicy", SteeringConfig()),
     "random": ("RandomChoice", RandomConfig()),
+    "mode": ("ModeChoice", ModeConfig()),
     "vgps": ("SteeredPolicy", SteeringConfig(num_samples=10, smoothing=0)),
     "pa_rl": ("SteeredPolicy", SteeringConfig(aggregate="mean", smoothing=0, ascent_steps=10, keep=10, trust_region=2.0)),
     "robomonkey": ("MajorityVoting", VotingConfig()),

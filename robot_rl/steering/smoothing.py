@@ -19,8 +19,12 @@ def smoothed(values: torch.Tensor, chunks: torch.Tensor, width: float) -> torch.
     distance of two candidates. It ranks by the candidates' density times the mean advantage about them, which is kernel regression
     (Nadaraya 1964, Watson 1964) with ever more weight on the mean where the density is low.
     """
+    near, mean = kernel(chunks, width), values.mean(dim=1, keepdim=True)
+    return mean + (near @ (values - mean)[..., None])[..., 0] / near.sum(dim=-1).amax(dim=1, keepdim=True)
+
+
+def kernel(chunks: torch.Tensor, width: float) -> torch.Tensor:
+    """How near candidates [B,K,D] are to each other, 0 to 1: [B,K,K]; its sums over the last axis are their density."""
     distances = torch.cdist(chunks, chunks)
     scale = distances.flatten(1).median(dim=1).values.clamp_min(1e-9)
-    kernel = torch.exp(-0.5 * (distances / (width * scale[:, None, None])).square())
-    mean, density = values.mean(dim=1, keepdim=True), kernel.sum(dim=-1)
-    return mean + (kernel @ (values - mean)[..., None])[..., 0] / density.amax(dim=1, keepdim=True)
+    return torch.exp(-0.5 * (distances / (width * scale[:, None, None])).square())

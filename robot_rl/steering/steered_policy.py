@@ -15,8 +15,8 @@ from data.errors import InputError
 from policies.base import ActionSpec, Observations, ObservationSpec, Policy, observation_spec
 from robot_rl.critic import Critic
 from robot_rl.steering.ascent import ascend
-from robot_rl.steering.config import RandomConfig, SteeringConfig
-from robot_rl.steering.smoothing import smoothed
+from robot_rl.steering.config import ModeConfig, RandomConfig, SteeringConfig
+from robot_rl.steering.smoothing import kernel, smoothed
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ class SteeredPolicy:
 
 
 class RandomChoice:
-    """The control: a uniformly random one of the same K candidates. Whatever it gains over the policy is not the critic's doing."""
+    """A control: a uniformly random one of the same K candidates. Whatever it gains over the policy is not the critic's doing."""
 
     def __init__(self, policy: Policy, critic: Critic, config: RandomConfig | None = None) -> None:
-        self.policy, self.num_samples = policy, (config or RandomConfig()).num_samples
+        self.policy, self.critic, self.num_samples = policy, critic, (config or RandomConfig()).num_samples
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
         self.observation_spec = observation_spec(policy)
 
@@ -136,9 +136,24 @@ class RandomChoice:
     def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
         candidates = self.policy.sample(observations, num_samples * self.num_samples, generator)
         candidates = candidates[:, :, : self.action_spec.chunk].unflatten(1, (num_samples, self.num_samples))
-        shape = candidates.shape[:2]
-        chosen = torch.randint(self.num_samples, shape, generator=generator, device=candidates.device)
+        chosen = self._choose(candidates, generator)
         return torch.take_along_dim(candidates, chosen[..., None, None, None], dim=2)[:, :, 0]
+
+    def _choose(self, candidates: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """Index [B,N] of candidates [B,N,K,H,A]."""
+        return torch.randint(self.num_samples, candidates.shape[:2], generator=generator, device=candidates.device)
+
+
+class ModeChoice(RandomChoice):
+    """A control without a critic: the candidate about which most others lie. What smoothing gains over it, the critic gains."""
+
+    def __init__(self, policy: Policy, critic: Critic, config: ModeConfig | None = None) -> None:
+        self._width = (config or ModeConfig()).smoothing
+        super().__init__(policy, critic, RandomConfig((config or ModeConfig()).num_samples))
+
+    def _choose(self, candidates: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        chunks = self.critic.normalize(candidates).flatten(0, 1).flatten(2)
+        return kernel(chunks, self._width).sum(dim=-1).argmax(dim=-1).view(candidates.shape[:2])
 
 
 def both_see(policy: Policy, critic: Critic) -> ObservationSpec:

@@ -33,7 +33,16 @@ from policies.maps import PolicyMap
 from policies.remote import RemotePolicy
 from robot_rl.critic import Critic, CriticConfig
 from robot_rl.runtime import PolicyService, ServingSettings
-from robot_rl.steering import MajorityVoting, RandomChoice, RandomConfig, SteeredPolicy, SteeringConfig, VotingConfig
+from robot_rl.steering import (
+    MajorityVoting,
+    ModeChoice,
+    ModeConfig,
+    RandomChoice,
+    RandomConfig,
+    SteeredPolicy,
+    SteeringConfig,
+    VotingConfig,
+)
 from tests.policies import octo_checkpoints
 from tests.policies.foreign_checkpoints import FOREIGN
 from tests.policies.openvla_checkpoint import OPENVLA, pretrained
@@ -129,6 +138,7 @@ MEMBERS: dict[str, Callable[[Any], Policy]] = {
         make(store, SMALL), critic(store), SteeringConfig(num_samples=4, ascent_steps=2, aggregate="mean")
     ),
     "majority voting": lambda store: MajorityVoting(make(store, SMALL), critic(store), VotingConfig(3, 4)),
+    "mode": lambda store: ModeChoice(make(store, SMALL), critic(store), ModeConfig(4)),
     "random choice": lambda store: RandomChoice(make(store, SMALL), critic(store), RandomConfig(4)),
 }
 

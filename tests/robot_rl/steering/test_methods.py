@@ -63,7 +63,7 @@ def test_names_and_options() -> None:
 
 
 def test_every_method_makes_a_policy(critic) -> None:
-    for spec in ("base", "steered", "random", "vgps?temperature=1", "pa_rl", "robomonkey"):
+    for spec in ("base", "steered", "random", "mode", "vgps?temperature=1", "pa_rl", "robomonkey"):
         policy = parse_method(spec)(Around(0.5), critic)
         chunk = policy.sample(SEEN, 2, torch.Generator().manual_seed(0))
         assert chunk.shape == (2, 2, 4, 3)
@@ -84,3 +84,14 @@ def test_majority_voting_proposes_around_few_samples(critic, share: float, open_
     few = policy.sample(SEEN, 5, torch.Generator().manual_seed(1))
     assert torch.allclose(proposals[:, 0, :, :, :2].mean(1), few[..., :2].mean(1), atol=5e-4)
     assert torch.allclose(proposals[:, 0, :, :, :2].std(1), few[..., :2].std(1, correction=0), rtol=0.1)
+
+
+def test_the_mode_is_where_most_candidates_lie(critic) -> None:
+    class TwoPlaces(Around):
+        def sample(self, observations, num_samples, generator=None):
+            chunks = super().sample(observations, num_samples, generator)
+            chunks[:, : num_samples // 4, :, 0] -= 0.06  # a quarter goes the other way
+            return chunks
+
+    chunk = parse_method("mode?num_samples=40")(TwoPlaces(0.0), critic).sample(SEEN, 1, torch.Generator().manual_seed(0))
+    assert (chunk[..., 0] > 0).all()
