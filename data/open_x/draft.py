@@ -27,11 +27,13 @@ _INSTRUCTION = re.compile(r"instruction|language|task|text|prompt")
 _EXTRA = ("image_secondary", "image_tertiary", "image_quaternary")
 _ARM = ["x", "y", "z", "roll", "pitch", "yaw"]
 _GUESSED_HZ = 10.0
+_GUESSED_TEXT = "unknown"
 
 
 def draft(dataset: Dataset) -> dict[str, Any]:
-    """A description that `open_dataset(..., description=)` takes. InputError without an episode or an action.
+    """A description that `open_dataset(..., description=)` takes once what nothing tells, and is None in it, is filled in.
 
+    That can be the control rate and the text of the instruction. InputError without an episode or an action.
     A description that the dataset or the registry has, and that fits its features, is given as it is.
     """
     for values, where in (
@@ -49,9 +51,11 @@ def draft(dataset: Dataset) -> dict[str, Any]:
     measured = [_table(episode, proprio) for episode in sample] if proprio else None
     action = _action(np.concatenate(actions), _relation(actions, measured, notes), _rate(dataset, sample, notes), notes)
     instruction = _first(dataset.features, "text", _INSTRUCTION)
+    texts = [text for episode in sample if instruction and (text := str(episode.step(instruction)[0]).strip())]
+    instruction = instruction if texts else None
     notes.append(
-        f"{instruction} looks like the instruction."
-        if instruction
+        f"{instruction} looks like the instruction, such as {texts[0]!r}."
+        if texts
         else "No instruction was found: fill in `text` of `instruction`."
     )
     vectors = {"proprio": proprio, "state": state}
@@ -59,7 +63,7 @@ def draft(dataset: Dataset) -> dict[str, Any]:
         "action": action,
         "observations": {**cameras, **{ours: keys[0] if len(keys) == 1 else keys for ours, keys in vectors.items() if keys}},
         "actions": parts[0] if len(parts) == 1 else parts,
-        "instruction": instruction or {"text": ""},
+        "instruction": instruction or {"text": None},
     }
     for ours, pattern in (("reward", r"reward$"), ("terminated", r"is_terminal$|terminated$|terminations$|(^|\W)dones?$")):
         key = _first(dataset.features, "tensor", re.compile(pattern))
@@ -70,6 +74,13 @@ def draft(dataset: Dataset) -> dict[str, Any]:
             f"{dataset.path}: no camera and no vector among its features ({', '.join(dataset.features)}); name them"
         )
     return {**result, "notes": notes}
+
+
+def provisional(drafted: dict[str, Any]) -> dict[str, Any]:
+    """A draft with something in the places that a person has to fill in: good enough to look at the data, not to train on them."""
+    action = {**drafted["action"], "control_hz": drafted["action"]["control_hz"] or _GUESSED_HZ}
+    unsaid = drafted.get("instruction") == {"text": None}
+    return {**drafted, "action": action} | ({"instruction": {"text": _GUESSED_TEXT}} if unsaid else {})
 
 
 def _fits(values: dict[str, Any], features: Mapping[str, Feature]) -> bool:
@@ -185,7 +196,7 @@ def _best_correlation(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.median(np.abs(scale[0].T @ scale[1] / len(left)).max(1)))
 
 
-def _action(actions: np.ndarray, relation: str, control_hz: float, notes: list[str]) -> dict[str, Any]:
+def _action(actions: np.ndarray, relation: str, control_hz: float | None, notes: list[str]) -> dict[str, Any]:
     actions = actions[np.isfinite(actions).all(1)]
     if not len(actions):
         raise InputError("no action of the sampled episodes is finite; repair the data first")
@@ -230,7 +241,7 @@ def _bimodal(values: np.ndarray) -> bool:
     return bool(closed + opened > 0.85 and min(closed, opened) > 0.01)
 
 
-def _rate(dataset: Dataset, sample: list[RawEpisode], notes: list[str]) -> float:
+def _rate(dataset: Dataset, sample: list[RawEpisode], notes: list[str]) -> float | None:
     described = ((dataset.description or {}).get("action") or {}).get("control_hz")
     if isinstance(described, (int, float)) and described > 0:
         return float(described)
@@ -240,5 +251,5 @@ def _rate(dataset: Dataset, sample: list[RawEpisode], notes: list[str]) -> float
         if steps > 0:
             notes.append(f"control_hz is from {key}.")
             return float(f"{1 / steps:.4g}")
-    notes.append(f"Nothing tells the control rate: {_GUESSED_HZ:g} Hz is a placeholder, set `control_hz`.")
-    return _GUESSED_HZ
+    notes.append("Nothing tells the control rate: fill in `control_hz` of `action`.")
+    return None

@@ -95,7 +95,7 @@ def rule_for(dataset: Any, description: str | Path | None = None) -> Rule:
         where, values = f"{dataset.path} (the registry's {dataset.name})", registry().get(dataset.name)
     if values is None:
         raise InputError(
-            f"{dataset.path}: no rule for dataset {dataset.name!r}; describe it in {DESCRIPTION_FILE} beside it, which `robot-rl data "
+            f"{dataset.path}: no description of dataset {dataset.name!r}; write {DESCRIPTION_FILE} beside it, which `robot-rl data "
             f"inspect --draft {DESCRIPTION_FILE}` drafts; its step features are {', '.join(sorted(dataset.features))}"
         )
     return make_rule(values, dataset.features, where)
@@ -129,8 +129,11 @@ def make_rule(values: dict[str, Any], features: Mapping[str, Feature], where: st
     }
     instruction = values.get("instruction", "language_instruction")
     fixed = isinstance(instruction, dict)
-    if not isinstance(instruction.get("text") if fixed else instruction, str):
-        raise InputError(f'{where}: `instruction` is {instruction!r}; it must be a step feature or {{"text": "..."}}')
+    named = instruction.get("text") if fixed else instruction
+    if not isinstance(named, str) or not named.strip():
+        raise InputError(
+            f'{where}: `instruction` is {instruction!r}; it must be a step feature or {{"text": "what the task is"}}'
+        )
     rule = Rule(
         action=action,
         actions=parse_parts(values.get("actions", "action"), f"{where}: actions"),
@@ -138,8 +141,8 @@ def make_rule(values: dict[str, Any], features: Mapping[str, Feature], where: st
             ours: parse_parts(theirs, f"{where}: {ours}") for ours, theirs in observations.items() if ours not in cameras
         },
         cameras=cameras,
-        instruction="" if fixed else instruction,
-        text=instruction["text"] if fixed else "",
+        instruction="" if fixed else named,
+        text=named if fixed else "",
         reward=_optional(values, "reward", "reward", features, where),
         terminated=_optional(values, "terminated", "is_terminal", features, where),
         success=_success(values.get("success", "success"), where),

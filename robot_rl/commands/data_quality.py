@@ -96,7 +96,7 @@ class DataInspect(_Look):
         """A dataset that nothing describes, as a drafted description reads it; shows its features and the guesses."""
         from rich.console import Console
 
-        from data.open_x.draft import draft
+        from data.open_x.draft import draft, provisional
         from data.open_x.rule import make_rule
         from data.quality.terminal import render_features
         from data.source import DatasetSource
@@ -117,7 +117,7 @@ class DataInspect(_Look):
             raise InputError(
                 f"{dataset.path}: no episodes in split {self.split!r}; it has {', '.join(dataset.splits) or 'none'}"
             )
-        return DatasetSource(dataset, self.split, make_rule(values, dataset.features, "the drafted description"))
+        return DatasetSource(dataset, self.split, make_rule(provisional(values), dataset.features, "the drafted description"))
 
 
 @dataclass(frozen=True)

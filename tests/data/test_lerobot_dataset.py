@@ -306,7 +306,7 @@ def test_no_statistics_and_no_description(copy: Path) -> None:
     assert {**open_dataset(copy).action, "frame": "", "low": [], "high": []} == {**ACTION, "frame": "", "low": [], "high": []}
     (copy / "robot_rl.json").unlink()
     (copy / "meta/stats.json").unlink()
-    fails(lambda: open_dataset(copy), "no rule for dataset 'made_dataset'", "robot_rl.json")
+    fails(lambda: open_dataset(copy), "no description of dataset 'made_dataset'", "robot_rl.json")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])

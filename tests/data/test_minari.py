@@ -74,7 +74,7 @@ def test_what_the_dataset_lacks_can_be_said_within_it(copy: Path) -> None:
     # One whose environment is not installed: it is not imported, whatever its entry point.
     specification = {**json.loads(metadata["env_spec"]), "id": "somebody/Arm-v3", "entry_point": "no_such_module:Arm"}
     file.write_text(json.dumps({**metadata, "env_spec": json.dumps(specification)}))
-    fails(lambda: open_dataset(copy), "no rule for dataset 'tests/hdf5-v0'", "observations/camera")
+    fails(lambda: open_dataset(copy), "no description of dataset 'tests/hdf5-v0'", "observations/camera")
     description = {"action": {"control_hz": 5, "names": ["x", "y"]}, "instruction": {"text": "move"}}
     (copy / "robot_rl.json").write_text(json.dumps(description))
     source = open_dataset(copy)

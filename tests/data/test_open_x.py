@@ -331,7 +331,7 @@ def recording(kind: str, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["delta", "absolute"])
 def test_a_draft_opens_the_dataset_it_was_drafted_from(tmp_path: Path, kind: str) -> None:
     folder = write_rlds(tmp_path, "unheard_of", [recording(kind, seed) for seed in range(6)])
-    with pytest.raises(InputError, match=r"no rule for dataset 'unheard_of'.*--draft"):
+    with pytest.raises(InputError, match=r"no description of dataset 'unheard_of'.*--draft"):
         open_dataset(folder)
     drafted = draft(open_format(folder))
     assert drafted["observations"] == {
@@ -345,6 +345,15 @@ def test_a_draft_opens_the_dataset_it_was_drafted_from(tmp_path: Path, kind: str
     assert drafted["instruction"] == "task_description"
     assert drafted["notes"]
     file = tmp_path / "out.json"
+    file.write_text(json.dumps(drafted))
+    # What nothing tells is left open, and must be filled in.
+    with pytest.raises(InputError, match="control_hz None; it must be a positive number"):
+        open_dataset(folder, description=file)
+    drafted["action"]["control_hz"] = 5
+    for text in (None, " "):
+        file.write_text(json.dumps({**drafted, "instruction": {"text": text}}))
+        with pytest.raises(InputError, match=r"`instruction` is .*; it must be a step feature or"):
+            open_dataset(folder, description=file)
     file.write_text(json.dumps(drafted))
     source = open_dataset(folder, description=file)
     episodes = list(read_episodes(source))

@@ -142,5 +142,7 @@ def test_a_dataset_that_nothing_describes(
     assert "observation/proprio" in shown
     assert "nothing describes this dataset" in shown
     assert "transitions" in shown
+    values = json.loads(drafted.read_text())
+    drafted.write_text(json.dumps(values | {"action": values["action"] | {"control_hz": 10}}))
     DataInspect(tmp_path / "unknown", description=drafted, json=tmp_path / "r.json").run()
     assert json.loads((tmp_path / "r.json").read_text())["episodes"] == 12

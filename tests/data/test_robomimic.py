@@ -18,6 +18,7 @@ from data.episode import Episode
 from data.errors import InputError
 from data.formats import open_format
 from data.formats.robomimic_writer import RobomimicWriter
+from data.open_x.draft import draft
 from data.quality.check import check
 from data.rotations import convert
 from data.source import open_dataset, read_episodes
@@ -147,7 +148,8 @@ def test_absolute_and_unknown_controllers_are_limited_by_the_data(tmp_path: Path
 
 def test_what_the_file_lacks_can_be_said_beside_it(tmp_path: Path) -> None:
     file = files.write(tmp_path / "real.hdf5", count=2)
-    fails(lambda: open_dataset(file), "no rule for dataset 'real'", "robot_rl.json", "obs/agentview_image")
+    fails(lambda: open_dataset(file), "no description of dataset 'real'", "robot_rl.json", "obs/agentview_image")
+    assert draft(open_format(file))["instruction"] == {"text": None}  # none of the places of a text has one
     beside = tmp_path / "real.robot_rl.json"
     beside.write_text(json.dumps({"action": {"control_hz": 10.0}, "instruction": {"text": "put the nut on"}}))
     episode = next(read_episodes(open_dataset(file)))

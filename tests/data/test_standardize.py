@@ -105,7 +105,7 @@ def foreign(tmp_path: Path, written: Path) -> Path:
 
 
 def test_unknown_dataset_says_how_to_describe_it(foreign: Path) -> None:
-    with pytest.raises(InputError, match=r"no rule for dataset 'made_dataset'.*robot_rl.json.*observation/proprio"):
+    with pytest.raises(InputError, match=r"no description of dataset 'made_dataset'.*robot_rl.json.*observation/proprio"):
         open_dataset(foreign)
 
 
