@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from data.episode import Episode
 from data.errors import InputError
-from data.formats.base import HasGaps
+from data.formats.base import HasAbsent, HasGaps
 
 OnBad = Callable[[InputError], None]
 """Called with what is wrong with an episode that is then skipped; None in its place means raise."""
@@ -129,6 +129,8 @@ def open_dataset(path: str | Path, split: str = "train", description: str | Path
     from data.open_x.rule import rule_for
 
     dataset = open_format(path)
+    if isinstance(dataset, HasAbsent) and split in dataset.absent:
+        raise InputError(f"{dataset.absent[split]} is missing, so there is no split {split!r}; copy it again")
     if split not in dataset.splits:
         raise InputError(f"{dataset.path}: no split {split!r}; it has {', '.join(map(repr, dataset.splits)) or 'none'}")
     if not dataset.splits[split]:

@@ -93,6 +93,13 @@ class Dataset(Protocol):
 
 
 @runtime_checkable
+class HasAbsent(Protocol):
+    """A dataset that may have been copied without some of its splits. absent: such a split -> the first file of it that is missing."""
+
+    absent: Mapping[str, Path]
+
+
+@runtime_checkable
 class HasGaps(Protocol):
     """A dataset whose format reads what is not there as a fill value, without an error."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,10 @@ class RldsEpisode:
 
 @dataclass(frozen=True)
 class RldsDataset:
-    """An opened dataset. leaves: flattened name -> feature; shards: split -> [(file, number of records)]."""
+    """An opened dataset. leaves: flattened name -> feature; shards: split -> [(file, number of records)].
+
+    absent: splits of dataset_info.json of which no file is there -> the first of them.
+    """
 
     path: Path
     name: str
@@ -92,6 +95,7 @@ class RldsDataset:
     shards: dict[str, list[tuple[Path, int]]]
     description: dict[str, Any] | None
     file_format: str = "tfrecord"
+    absent: Mapping[str, Path] = field(default_factory=dict)
     format: str = "rlds"
 
     @property
@@ -124,7 +128,10 @@ class RldsDataset:
             shards = {split["name"]: _shards(folder, info, split) for split in info["splits"]}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{folder / 'dataset_info.json'}: not a TFDS dataset_info ({reason(error)})") from None
-        return cls(folder, name, leaves, _present(shards), find_description(folder), info.get("fileFormat", "tfrecord"))
+        copied = _present(shards)
+        absent = {split: files[0][0] for split, files in shards.items() if split not in copied}
+        file_format = info.get("fileFormat", "tfrecord")
+        return cls(folder, name, leaves, copied, find_description(folder), file_format, absent)
 
     def episodes(self, split: str, indices: range) -> Iterator[RldsEpisode | InputError]:
         start = 0

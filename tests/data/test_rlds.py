@@ -109,6 +109,17 @@ def test_folders_that_are_no_dataset(tmp_path: Path, copy: Path) -> None:
     fails(lambda: open_dataset(copy), "missing, though dataset_info.json lists it")
 
 
+def test_a_split_of_which_no_file_is_there(sharded: Path) -> None:
+    """Others were copied, and can be read."""
+    info = json.loads((sharded / "dataset_info.json").read_text())
+    (train,) = info["splits"]
+    info["splits"] = [train, {**train, "name": "val"}]
+    (sharded / "dataset_info.json").write_text(json.dumps(info))
+    first = sorted(sharded.glob("*train*"))[0]
+    assert open_dataset(sharded).length == 12
+    fails(lambda: open_dataset(sharded, "val"), f"{first}".replace("train", "val"), "is missing", "copy it again")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
