@@ -67,9 +67,8 @@ class Episode:
         for key, value in floats.items():
             if not np.isfinite(value).all():
                 step = int(np.argwhere(~np.isfinite(value).reshape(len(value), -1).all(1))[0, 0])
-                raise InputError(
-                    f"{self.source}: {key} is not finite at step {step}; drop the episode (--skip-bad) or repair it"
-                )
+                at = f"step {step}" if step < len(self) else "its last observation"
+                raise InputError(f"{self.source}: {key} is not finite at {at}; drop the episode (--skip-bad) or repair it")
         return self
 
 

@@ -5,6 +5,7 @@ every other exception is a defect of ours and keeps its traceback.
 """
 
 import os
+import re
 
 
 class InputError(Exception):
@@ -22,10 +23,17 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def without_skip_advice(line: str) -> str:
+    """What is said of an episode that was left out, without the advice to leave it out."""
+    return _SKIP_ADVICE.sub(lambda found: ";" if found[1] else "", line)
+
+
+_SKIP_ADVICE = re.compile(r"(?:, or|;) (?:drop|leave|skip) [^;:,]*--skip-bad\)?(,? or(?= ))?")
 inf = float("inf")
 POSITIVE = (1, inf)
 NONNEGATIVE = (0, inf)
 RATE = (1e-12, 1e6)
+LEARNING_RATE = (1e-12, 1)
 
 
 def check_settings(settings: object, **bounds: tuple[float, float]) -> None:

@@ -76,12 +76,17 @@ def _blank(found: Survey) -> Iterator[Finding]:
 def _spoilt(
     found: Survey, fault: str, where: Callable[[str, int], tuple[int, int] | None], message: str, advice: str
 ) -> Iterator[Finding]:
-    """A finding for each camera that has a fault; where: (how many frames, the first) of a camera in an episode of the sample."""
+    """A finding for each camera that has a fault; where: (how many frames, the first) of a camera in an episode of the sample.
+
+    Nothing is said of episodes that lack frames in the files: the black ones in their place are not what the camera saw.
+    """
     for camera in _names(found):
         spoilt = {
             episode.source: stretch
             for number, episode in enumerate(found.sample.episodes)
-            if camera in found.sample.cameras[number] and (stretch := where(camera, number))
+            if camera in found.sample.cameras[number]
+            and found.sample.numbers[number] not in found.gaps.get(camera, ())
+            and (stretch := where(camera, number))
         }
         if spoilt:
             frames, start = next(iter(spoilt.values()))

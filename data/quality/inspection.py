@@ -40,7 +40,9 @@ def report(found: Survey) -> dict[str, Any]:
     no motion is asked for; None for absolute actions); success {true, false, unlabelled}; rewards {episodes (that have them), min, max,
     steps: {reward: steps}, empty where there are many}; lag {signal: {steps, seconds, correlation, at_zero, lags, curve}}: of
     the proprio after the actions, and of each camera after the proprio; looked_at {episodes, frames}: whose frames were decoded;
-    findings, as of `check`; skipped. Quantiles and histograms are of a sample where there are more than 131,072 steps.
+    findings, as of `check`; skipped; left_out (by the conversion that made a store).
+
+    Quantiles and histograms are of a sample where there are more than 131,072 steps.
     """
     rows, lengths = found.rows.rows(), np.array([facts.length for facts in found.episodes])
     success = Counter(facts.success for facts in found.episodes)
@@ -87,6 +89,7 @@ def report(found: Survey) -> dict[str, Any]:
         "looked_at": {"episodes": len(found.sample.episodes), "frames": frames},
         "findings": [finding.to_json() for finding in findings(found)],
         "skipped": found.errors,
+        "left_out": list(found.left_out),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ MANY = 10  # what is said of "all" or "nearly all" episodes needs so many of the
 SAME_LENGTH = 0.9
 # Demonstrations of one dataset differ in length by a factor of three or so; a tenth of the median is a slip of the record button.
 SHORT = 0.1
+NAMED = 10  # of the episodes that cannot be used
 LEFT_AFTER_GOAL = 3  # steps that a recorder may run on after the task is done
 
 
@@ -29,6 +30,14 @@ def label_faults(found: Survey) -> Iterator[Finding]:
         yield Finding(
             "warning", "never-succeeds", "no episode is labelled a success", "is `success` of robot_rl.json the right feature?"
         )
+    if found.assumes_success and counts[None]:
+        yield Finding.of(
+            "warning",
+            "assumed-success",
+            [facts.source for facts in found.episodes if facts.success is None],
+            "no label of success, so the rewards are those of a success",
+            "right for demonstrations; of others say how they ended, with `robot-rl data label`",
+        )
 
 
 def _unusable(found: Survey) -> Iterator[Finding]:
@@ -40,6 +49,16 @@ def _unusable(found: Survey) -> Iterator[Finding]:
             f"{len(found.errors)} of {found.total} episodes cannot be used, the first: {fault}",
             advice or "repair them, or leave them out with --skip-bad",
             len(found.errors),
+            _names(found.errors),
+        )
+    if found.left_out:
+        yield Finding(
+            "warning",
+            "left-out",
+            f"{len(found.left_out)} episodes of the source were left out by conversion, the first: {found.left_out[0]}",
+            "if they are needed, repair them there and convert it again",
+            len(found.left_out),
+            _names(found.left_out),
         )
     if len(found.shapes) > 1:
         usual = dict(found.shapes.most_common(1)[0][0])
@@ -52,6 +71,12 @@ def _unusable(found: Survey) -> Iterator[Finding]:
             f"{count} episodes lack {', '.join(keys)} or have it in another shape than the rest",
             "describe the kinds as datasets of their own, or leave that observation out of robot_rl.json",
         )
+
+
+def _names(lines: Sequence[str]) -> tuple[str, ...]:
+    """The first of the episodes (or files) that lines of fault are about; none where all are about one, which the message names."""
+    names = dict.fromkeys(line.partition(": ")[0] for line in lines)
+    return tuple(names)[:NAMED] if len(names) > 1 else ()
 
 
 def _copies(found: Survey) -> Iterator[Finding]:

@@ -44,9 +44,13 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Sample:
-    """episodes: without frames; cameras: what is left of theirs, episode by episode. errors: the episodes that could not be read."""
+    """episodes: without frames; numbers: theirs; cameras: what is left of their frames, episode by episode.
+
+    errors: the episodes that could not be read.
+    """
 
     episodes: list[Episode] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     cameras: list[dict[str, CameraFacts]] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -74,6 +78,7 @@ def take_sample(source: EpisodeSource, length: int) -> Sample:
     for position in sorted(found):
         episode, cameras, sheets = found[position]
         sample.episodes.append(episode)
+        sample.numbers.append(indices[position])
         sample.cameras.append(cameras)
         sample.sheets.extend(sheets)
     return sample

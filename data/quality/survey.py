@@ -18,6 +18,7 @@ from data.errors import InputError
 from data.quality.sample import Sample, take_sample
 from data.quality.signals import LaggedCorrelation, Peak, Reservoir, isolated, longest_run, steps, wrapping
 from data.source import DatasetSource, EpisodeSource
+from data.store.store import Store
 
 ROWS = 2**17  # of the reservoir: quantiles of a larger dataset are estimated from so many of its steps
 PAIR_CORRELATION = (
@@ -86,8 +87,9 @@ class EpisodeFacts:
 class Survey:
     """outside: share of steps outside [low, high] of the action description, [A]. lags: of all
     pairs, in two halves of the episodes. rows: of every step the action, the proprio, the paired change and how isolated it is.
-    gaps: key -> numbers of the episodes of which a part is not in the files. reward_steps: reward -> steps that have it; beyond
-    REWARD_VALUES distinct rewards some are missing."""
+    gaps: key -> numbers of the episodes of which a part is not in the files. left_out: why a store lacks episodes of its
+    source, a line each; assumes_success: whether its rewards take episodes without a label for successes.
+    reward_steps: reward -> steps that have it; beyond REWARD_VALUES distinct rewards some are missing."""
 
     name: str
     location: str
@@ -106,6 +108,8 @@ class Survey:
     errors: list[str] = field(default_factory=list)
     shapes: Counter[tuple[tuple[str, tuple[int, ...]], ...]] = field(default_factory=Counter)
     gaps: dict[str, list[int]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    assumes_success: bool = False
     reward_steps: Counter[float] = field(default_factory=Counter)
 
     @property
@@ -149,6 +153,8 @@ def survey(source: EpisodeSource, limit: int | None = None, skip_bad: bool = Tru
     )  # fmt: skip
     if isinstance(source, DatasetSource):
         result.gaps = source.gaps()
+    if isinstance(source, Store):
+        result.left_out, result.assumes_success = source.left_out, source.assumes_success
     motions = [i for i in range(size) if i not in result.grippers]
     if key and known and max_lag and motions:
         result.pairs = _pairs([(e.actions, steps(e.observations[key], wraps)) for e in known], motions, max_lag)

@@ -19,7 +19,7 @@ import numpy as np
 
 from data.atomic import check_place, install
 from data.episode import Episode
-from data.errors import InputError
+from data.errors import InputError, without_skip_advice
 from data.labels.rewards import RewardConfig
 from data.language import DATASET_MODEL, LanguageEncoder
 from data.source import EpisodeSource
@@ -27,7 +27,7 @@ from data.store.array import MappedArray, replace_text
 from data.store.commit import COMMIT, read_commit
 from data.store.preparation import TASK_EPISODES, Preparation, Prepared, prepare_all
 from data.store.store import Store, is_store
-from data.store.writer import VERSION, StoreWriter, lock
+from data.store.writer import LEFT_OUT, VERSION, StoreWriter, lock
 
 Progress = Callable[[int, int | None], None]
 _KIND = "training store"
@@ -86,8 +86,9 @@ def convert(
         # A model that cannot be loaded is found out now, not after hours of conversion.
         _ = language.dim
     length = min(source.length, config.episodes or source.length)
-    work = _Work.begin(out, source, config, language)
+    work: _Work | None = None
     try:
+        work = _Work.begin(out, source, config, language)
         if isinstance(source, Store):
             for text in source.instructions:  # under the same numbers: an episode may have achieved one that comes later
                 work.writer.instruction(text, source.language.table[text])
@@ -105,7 +106,8 @@ def convert(
         error.filename = error.filename or str(out)  # a write that failed does not say where
         raise
     finally:
-        work.writer.close()
+        if work is not None:
+            work.writer.close()
     try:
         install(work.folder, out, overwrite, is_store, _KIND)
     except InputError:
@@ -114,6 +116,11 @@ def convert(
     for name in (_STATE, _SKIPPED):
         (out / name).unlink(missing_ok=True)
     return Conversion(Store.open(out), work.skipped, sorted(work.dropped), resumed, work.discarded)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the store `out` lies while it is being made."""
+    return out.parent / f".{out.name}.partial"
 
 
 @dataclass
@@ -129,7 +136,7 @@ class _Work:
     @classmethod
     def begin(cls, out: Path, source: EpisodeSource, config: ConversionConfig, language: LanguageEncoder) -> _Work:
         """Start in the folder beside `out`, or go on in it if it holds the same conversion."""
-        folder = out.parent / f".{out.name}.partial"
+        folder = partial_folder(out)
         action, reward = source.action, config.reward.to_json()
         provenance = {"name": source.name, "path": source.location, "split": source.split}
         meaning = {
@@ -172,9 +179,9 @@ class _Work:
         replace_text(self.folder / _STATE, json.dumps({"identity": self.identity, "dropped": sorted(self.dropped)}))
 
     def skip(self, error: InputError, position: int) -> None:
-        self.skipped.append(str(error))
+        self.skipped.append(without_skip_advice(str(error)))
         with (self.folder / _SKIPPED).open("a") as file:
-            file.write(json.dumps([position, str(error)]) + "\n")
+            file.write(json.dumps([position, self.skipped[-1]]) + "\n")
 
     def add(self, item: Prepared | InputError, position: int, skip_bad: bool) -> None:
         """Append an episode, or, of a bad one, nothing: InputError, or a line among the skipped."""
@@ -251,7 +258,10 @@ class _Work:
             )
         if length < source.length:
             changes.append(f"only the first {length} of {source.length} episodes are kept")
-        self.writer.finish(changes, len(self.skipped))
+        left_out = [*(source.left_out if isinstance(source, Store) else ()), *self.skipped]
+        if left_out:
+            replace_text(self.folder / LEFT_OUT, json.dumps(left_out, indent=1))
+        self.writer.finish(changes)
 
 
 def _check_cameras(source: EpisodeSource, wanted: Sequence[str]) -> None:

@@ -7,6 +7,7 @@
                                                       or -1 unlabelled; achieved: the instruction that it achieved instead of its own
                                                       (hindsight), or -1
     meta/instruction_embeddings                       float32 [N,D], row i for line i of instructions.jsonl
+    left_out.json                                     why conversion left out episodes of its source, a text each; absent for none
     meta/.commit                                      how many rows and episodes count (data/store/commit.py)
 
 The last row of an episode is its final observation: no transition starts there. Its action repeats the last one, its reward, mask
@@ -31,7 +32,7 @@ from data.statistics import compute_statistics
 from data.store.array import MappedArray
 from data.store.commit import COMMIT, Committed, read_commit
 from data.store.frames import JpegFrames
-from data.store.writer import EPISODE_ARRAYS, INSTRUCTIONS, VERSION, read_instructions
+from data.store.writer import EPISODE_ARRAYS, INSTRUCTIONS, LEFT_OUT, VERSION, read_instructions
 
 LABELS = ("action", "reward", "mask", "mc_return", "instruction_index")
 ATTRIBUTES = ("robot_rl_store", "source", "action", "statistics", "reward", "language_model", "counts", "changes")
@@ -211,7 +212,21 @@ class Store:
     def counts(self) -> dict[str, int]:
         """episodes, steps (observations, T+1 an episode), transitions, and how many episodes conversion skipped."""
         steps = {"steps": self.rows, "transitions": self.rows - self.length}
-        return {"episodes": self.length, **steps, "skipped": int(self.attributes["counts"].get("skipped", 0))}
+        return {"episodes": self.length, **steps, "skipped": len(self.left_out)}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What was wrong with the episodes that conversion left out, a line each. InputError when the file that says so is damaged."""
+        path = self.path / LEFT_OUT
+        try:
+            return tuple(map(str, json.loads(path.read_text()))) if path.exists() else ()
+        except (OSError, ValueError, TypeError):
+            raise InputError(f"{path}: damaged; convert the dataset again") from None
+
+    @property
+    def assumes_success(self) -> bool:
+        """Whether the rewards of episodes without a label of success are those of successes."""
+        return self.reward["kind"] == "success"
 
     @property
     def observation_keys(self) -> list[str]:
@@ -230,7 +245,10 @@ class Store:
         return self._array(key).gather(np.arange(self.rows))
 
     def read(self, indices: range, images: bool = True) -> Iterator[Episode | InputError]:
-        """Episodes `indices`, with the store's labels: `rewards`, and `terminated` where the last step's mask is 0."""
+        """Episodes `indices`, with the store's labels: `rewards`, and `terminated` where the last step's mask is 0.
+
+        The mask of an episode that only counts as a success does not say that it ended: `terminated` is None there.
+        """
         for index in indices:
             first, last = int(self.episode_ends[index - 1]) if index else 0, int(self.episode_ends[index])
             rows = np.arange(first, last)
@@ -238,18 +256,19 @@ class Store:
             # One that still runs is no success, and not unlabelled either.
             running = self.running and index == self.length - 1
             reward, mask = self.labels(first)[:2] if running else (self.gather(key, rows) for key in ("reward", "mask"))
-            achieved = int(self.achieved[index])
+            achieved, success = int(self.achieved[index]), {1: True, 0: False}.get(int(self.success[index]))
+            assumed = self.assumes_success and success is None and not running
             yield Episode(
                 observations={
                     key: self.gather(key, rows) for key in self.observation_keys if images or not key.startswith("image_")
                 },
                 actions=self.gather("action", rows[:-1]),
                 instruction=text,
-                success=False if running else {1: True, 0: False}.get(int(self.success[index])),
+                success=False if running else success,
                 source=f"{self.path} episode {index}",
                 instruction_embedding=self.language.table[text],
                 rewards=reward[:-1],
-                terminated=bool(mask[-2] == 0),
+                terminated=None if assumed else bool(mask[-2] == 0),
                 achieved=self.instructions[achieved] if achieved >= 0 else None,
             )
 

@@ -24,6 +24,7 @@ from data.store.frames import JpegWriter
 VERSION = 3
 EPISODE_ARRAYS = {"episode_ends": np.int64, "success": np.int8, "achieved": np.int32}
 INSTRUCTIONS = "instructions.jsonl"
+LEFT_OUT = "left_out.json"
 LOCK = ".lock"
 Writer = ArrayWriter | JpegWriter
 
@@ -168,10 +169,10 @@ class StoreWriter:
         for writer in self._meta.values():
             writer.publish(self.episodes)
 
-    def finish(self, changes: list[str] | None = None, skipped: int = 0) -> None:
+    def finish(self, changes: list[str] | None = None) -> None:
         """Statistics, counts and checksums; everything is on the disk, and this writer is closed. Another one may go on.
 
-        changes: what was done to the data, a line each. skipped: how many episodes were left out.
+        changes: what was done to the data, a line each.
         """
         for writer in (*self.arrays.values(), *self._meta.values(), *([self._embeddings] if self._embeddings else [])):
             writer.finish()
@@ -180,7 +181,7 @@ class StoreWriter:
         for key, writer in sorted(self.arrays.items()):  # whichever run made them
             if isinstance(writer, ArrayWriter) and writer.dtype == np.float32 and len(writer.row_shape) == 1:
                 statistics[key] = compute_statistics(MappedArray(writer.folder).view, leave_out=ends - 1)
-        counts = {"episodes": self.episodes, "steps": self.rows, "transitions": self.rows - self.episodes, "skipped": skipped}
+        counts = {"episodes": self.episodes, "steps": self.rows, "transitions": self.rows - self.episodes}
         self.attributes |= {"statistics": statistics, "counts": counts}
         if changes is not None:
             self.attributes["changes"] = changes

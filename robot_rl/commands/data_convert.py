@@ -6,11 +6,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from data.errors import POSITIVE, InputError, check_settings
+
+if TYPE_CHECKING:
+    from data.store.store import Store
+
+LARGEST_SIDE = 4096  # pixels of a camera; no network that acts looks at more
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class DataConvert:
     def run(self) -> None:
         from rich.console import Console
 
-        from data import ConversionConfig, LanguageEncoder, Preparation, RewardConfig, convert, inspect, open_source, render
+        from data import ConversionConfig, LanguageEncoder, Preparation, RewardConfig, convert, open_source
+        from data.store.conversion import partial_folder
         from robot_rl.console import check_writable, console, counting_progress, say_left_out
 
         check_writable(self.out, "--out", folder=True)
@@ -56,17 +62,24 @@ class DataConvert:
             self.episodes,
         )
         source = open_source(self.path, self.split, self.description)
-        with counting_progress("converting episodes") as progress:
-            made = convert(
-                source,
-                self.out,
-                config,
-                language=LanguageEncoder(self.language),
-                overwrite=self.overwrite,
-                skip_bad=self.skip_bad,
-                workers=self.workers,
-                progress=progress,
-            )
+        try:
+            with counting_progress("converting episodes") as progress:
+                made = convert(
+                    source,
+                    self.out,
+                    config,
+                    language=LanguageEncoder(self.language),
+                    overwrite=self.overwrite,
+                    skip_bad=self.skip_bad,
+                    workers=self.workers,
+                    progress=progress,
+                )
+        except OSError as error:
+            partial = partial_folder(self.out.resolve())
+            kept = f"what was done so far is in {partial}; " if partial.exists() else ""
+            raise InputError(
+                f"{error.filename or self.out}: {error.strerror}; {kept}make room, and the same command goes on"
+            ) from None
         if made.discarded:
             console.print(
                 f"an earlier run with other settings had stopped after {made.discarded} episodes; they were discarded",
@@ -77,40 +90,57 @@ class DataConvert:
             console.print(
                 f"went on after episode {made.resumed}, where an earlier run had stopped", highlight=False, markup=False
             )
+        place = quote(str(self.out))
+        for line in (
+            *_summary(made.store),
+            *_trade(made.store),
+            f"{self.out}: written; look at it with `robot-rl data inspect {place}`, train on it with "
+            f"`robot-rl train critic --data {place} --out runs/critic`",
+        ):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
         say_left_out(made.skipped)
-        Console().print(render(inspect(made.store)))
-        for line in made.store.changes:
-            Console().print(f"changed: {line}", highlight=False, markup=False)
-        _say_trade(made.store)
-        Console().print(
-            f"{self.out}: written; train on it with `robot-rl train critic --data {quote(str(self.out))} --out runs/critic`",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise InputError(f"--image-size is {text!r}; it must be height x width in pixels, such as 64x64")
+    if not (cross and all(side.isdecimal() and 1 <= int(side) <= LARGEST_SIDE for side in (height, width))):
+        raise InputError(
+            f"--image-size is {text!r}; it must be height x width in pixels, at most {LARGEST_SIDE} each, such as 64x64"
+        )
     return int(height), int(width)
 
 
-def _say_trade(store: object) -> None:
-    """What keeping the frames otherwise would cost, measured on this store's own frames on this machine."""
-    from rich.console import Console
+def _summary(store: Store) -> list[str]:
+    """What a store holds, in a few lines."""
+    counts, reward = store.counts, store.reward
+    keys = {key: "x".join(map(str, store.shape(key)[:2])) for key in store.observation_keys}
+    steps = f"-1 a step, 0 on the last {reward['success_steps']} of a success"
+    labels = ", ".join(
+        f"{(store.success == code).sum()} {word}" for code, word in ((1, "succeed"), (0, "fail"), (-1, "unlabelled"))
+    )
+    return [
+        f"{store.name} (split {store.split}): {counts['episodes']} episodes, {counts['steps']} steps; left out: {counts['skipped']}",
+        "observations: " + ", ".join(f"{key} {size}" for key, size in keys.items()),
+        f"actions: {', '.join(store.action['names'])}, {store.action['frame']}, {store.action['control_hz']:g} Hz",
+        f"episodes: {labels}; reward: {steps if reward['kind'] == 'success' else 'as the data give it'}",
+        *(f"changed: {line}" for line in store.changes),
+    ]
 
-    from data import Store
+
+def _trade(store: Store) -> list[str]:
+    """What keeping the frames otherwise would cost, measured on this store's own frames on this machine."""
     from data.store.trade import storage_trade
 
-    assert isinstance(store, Store)
     camera = next((key for key in store.observation_keys if key.startswith("image_")), None)
     if camera is None:
-        return
-    trade, cameras = storage_trade(store, camera), sum(key.startswith("image_") for key in store.observation_keys)
+        return []
+    try:
+        trade = storage_trade(store, camera)
+    except OSError:
+        return []  # no room to measure in; the store is whole
+    cameras = sum(key.startswith("image_") for key in store.observation_keys)
     kept = "jpeg" if (store.path / "jpeg").is_dir() else "raw"
     lines = []
     for how in sorted(("raw", "jpeg"), key=lambda how: how != kept):
@@ -121,4 +151,4 @@ def _say_trade(store: object) -> None:
             f"{is_kept} {'as JPEG' if how == 'jpeg' else 'raw'}{quality}: about {size / 1e9:.2g} GB, "
             f"{trade[f'{how}_frames_per_second']:,.0f} random frames a second on this machine"
         )
-    Console().print("; ".join(lines) + f" (--storage {'raw' if kept == 'jpeg' else 'jpeg'})", highlight=False, markup=False)
+    return ["; ".join(lines) + f" (--storage {'raw' if kept == 'jpeg' else 'jpeg'})"]

@@ -24,6 +24,7 @@ class DataExport:
 
     def run(self) -> None:
         from data import InputError, LeRobotWriter, RldsWriter, RobomimicWriter, open_source, read_episodes
+        from data.errors import without_skip_advice
         from robot_rl.console import check_writable, console, counting_progress, say_left_out
 
         check_writable(self.out, "--out", folder=self.to != "robomimic")
@@ -34,7 +35,7 @@ class DataExport:
         writers = {"rlds": RldsWriter, "lerobot": LeRobotWriter, "robomimic": RobomimicWriter}
         source = open_source(self.path, self.split, self.description)
         skipped: list[str] = []
-        on_bad = (lambda error: skipped.append(str(error))) if self.skip_bad else None
+        on_bad = (lambda error: skipped.append(without_skip_advice(str(error)))) if self.skip_bad else None
         with (
             writers[self.to](self.out, source.action, overwrite=self.overwrite, **options) as writer,
             counting_progress("writing episodes") as progress,

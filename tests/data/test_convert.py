@@ -37,6 +37,7 @@ from data import (
     relabel,
 )
 from data.atomic import _prefix
+from data.quality.check import check
 from data.store.array import CHUNK_BYTES, chunk_rows
 
 ROOT = Path(__file__).parents[2]
@@ -340,11 +341,38 @@ def test_skip_bad(source: Callable[..., EpisodeList], make_episode: Callable[...
         go(source([good, broken, odd]), tmp_path / "store")
     conversion = go(source([good, broken, odd, good]), tmp_path / "store", skip_bad=True)
     assert conversion.store.counts == {"episodes": 2, "steps": 12, "transitions": 10, "skipped": 2}
-    assert (
-        conversion.skipped[1] == "made #2: proprio is (3,) a step, (5,) in the episodes before it; leave it out with --skip-bad"
-    )
+    assert conversion.skipped == [
+        "made #1: action is not finite at step 2; repair it",
+        "made #2: proprio is (3,) a step, (5,) in the episodes before it",
+    ]
+    # The store remembers, and one that is made of it; whoever looks at either is told.
+    again = go(conversion.store, tmp_path / "again")
+    assert not again.skipped
+    for store in (conversion.store, again.store):
+        assert store.left_out == tuple(conversion.skipped)
+        found = next(finding for finding in check(store) if finding.fault == "left-out")
+        assert (found.severity, found.count, found.episodes) == ("warning", 2, ("made #1", "made #2"))
     with pytest.raises(InputError, match="no usable episode in split 'train'; made #1"):
         go(source([broken]), tmp_path / "other", skip_bad=True)
+    # Observations are one more than actions, and counted as such.
+    last = make_episode(3, 5)
+    last.observations["proprio"][5, 1] = np.inf
+    with pytest.raises(InputError, match="made #3: proprio is not finite at its last observation"):
+        go(source([last]), tmp_path / "last")
+
+
+def test_unlabelled_episodes_that_count_as_successes_are_told(
+    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    """Also that they were cut by a limit, which is said of what the store was made from."""
+    episodes = [make_episode(seed, 6, None) for seed in range(12)]
+    store = go(source([*episodes, make_episode(12, 6, False)]), tmp_path / "store").store
+    assert {(item.success, item.terminated) for item in read_episodes(store)} == {(None, None), (False, False)}
+    found = {finding.fault: finding for finding in check(store)}
+    assert found["assumed-success"].count == 12
+    assert "cut-episodes" in found
+    labelled = go(source([make_episode(seed, 6) for seed in range(12)]), tmp_path / "labelled").store
+    assert {"assumed-success", "cut-episodes"}.isdisjoint(finding.fault for finding in check(labelled))
 
 
 def test_cameras_that_come_and_go(

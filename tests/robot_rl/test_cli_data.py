@@ -44,6 +44,12 @@ def fails(capsys: pytest.CaptureFixture[str], *command: object) -> str:
     return lines[0]
 
 
+def _said(capsys: pytest.CaptureFixture[str], *command: object) -> str:
+    capsys.readouterr()
+    assert main([str(part) for part in command]) in (0, 1)
+    return " ".join(capsys.readouterr().out.split())
+
+
 def test_convert_resizes_compresses_and_says_so(dataset, tmp_path, capsys):
     assert convert(dataset, tmp_path / "store", "--image-size", "8x12", "--storage", "jpeg", "--episodes", "20") == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -137,7 +143,8 @@ def test_bench_data_measures(tmp_path, capfd):
 
 
 def test_mistakes_are_one_line(dataset, tmp_path, capsys):
-    assert "64x64" in fails(capsys, "data", "convert", dataset, "--out", tmp_path / "s", "--image-size", "64")
+    for size in ("64", "0x64", "99999x99999"):
+        assert "64x64" in fails(capsys, "data", "convert", dataset, "--out", tmp_path / "s", "--image-size", size)
     assert "no rewards" in fails(
         capsys, "data", "convert", dataset, "--out", tmp_path / "s", "--reward", "given", "--language", "dataset"
     )
@@ -215,18 +222,24 @@ def test_what_a_cut_file_has_lost_is_told_once_with_its_number(dataset, tmp_path
     shutil.copytree(dataset, tmp_path / "cut")
     (file,) = (tmp_path / "cut/1.0.0").glob("*.tfrecord*")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "left-out" not in _said(capsys, "data", "check", dataset)
     told = fails(capsys, "data", "convert", tmp_path / "cut", "--out", tmp_path / "store", "--language", "dataset")
     for part in (file.name, "is truncated", "of its 24 episodes", "--skip-bad"):
         assert part in told
     assert convert(tmp_path / "cut", tmp_path / "whole", "--skip-bad") == 0
     counts = Store.open(tmp_path / "whole").counts
     assert counts["episodes"] + counts["skipped"] == 24
+    for command in ("inspect", "check"):
+        said = _said(capsys, "data", command, tmp_path / "whole")
+        assert f"left-out: {counts['skipped']} episodes of the source" in said
+        assert f"#{counts['episodes']} to #23 of train: copy the file again" in said
     for options in (("convert", "--language", "dataset"), ("export", "--to", "robomimic")):
         out = str(tmp_path / ("store" if options[0] == "convert" else "moves.hdf5"))
         capsys.readouterr()
         assert main(["data", options[0], str(tmp_path / "cut"), "--out", out, "--skip-bad", *options[1:]]) == 0
         said = " ".join(capsys.readouterr().err.split())
         assert said.count("left out (") == 1
+        assert "--skip-bad" not in said
         assert f"left out ({counts['skipped']} episodes): " in said
 
 
@@ -286,7 +299,7 @@ def test_convert_on_a_full_disk_names_the_store_and_resumes(dataset, tmp_path, c
         told = fails(capsys, "data", "convert", dataset, "--out", tmp_path / "store", "--language", "dataset")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert str(tmp_path / "store") in told or str(tmp_path / ".store.partial") in told
+    assert f"what was done so far is in {tmp_path / '.store.partial'}; make room, and the same command goes on" in told
     assert convert(dataset, tmp_path / "store") == 0
 
 
