@@ -10,12 +10,12 @@ from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings
 
 @dataclass(frozen=True)
 class SteeringConfig:
-    """How candidates are ranked and improved. Ascent is off by default, because unguarded it harms."""
+    """How a candidate is chosen and improved. Ascent is off by default, because unguarded it harms."""
 
     num_samples: int = 32  # candidates a decision, K
     aggregate: Literal["min", "mean"] = "min"  # over ensemble members: min as in V-GPS, mean as in PA-RL
-    smoothing: float = 0.3  # width of a candidate's neighbourhood, whose advantages are summed, in median distances; 0 is off
-    temperature: float = 0.0  # 0 acts on the best candidate, more on a draw from softmax(Q / temperature)
+    smoothing: float = 0.3  # width of a candidate's neighbourhood, in median distances; 0 judges each candidate by itself
+    temperature: float = 4.0  # of pi exp(Q / temperature), whose mode is acted on; without smoothing a draw, or at 0 the best
     ascent_steps: int = 0  # of gradient ascent on the kept candidates
     keep: int = 8  # candidates that are ascended
     step_size: float = 3e-4  # of the ascent, in the critic's units (the data fill [-1, 1])

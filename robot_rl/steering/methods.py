@@ -21,8 +21,11 @@ METHODS: Mapping[str, tuple[str, Any]] = {
     "steered": ("SteeredPolicy", SteeringConfig()),
     "random": ("RandomChoice", RandomConfig()),
     "mode": ("ModeChoice", ModeConfig()),
-    "vgps": ("SteeredPolicy", SteeringConfig(num_samples=10, smoothing=0)),
-    "pa_rl": ("SteeredPolicy", SteeringConfig(aggregate="mean", smoothing=0, ascent_steps=10, keep=10, trust_region=2.0)),
+    "vgps": ("SteeredPolicy", SteeringConfig(num_samples=10, smoothing=0, temperature=0)),
+    "pa_rl": (
+        "SteeredPolicy",
+        SteeringConfig(aggregate="mean", smoothing=0, temperature=0, ascent_steps=10, keep=10, trust_region=2.0),
+    ),
     "robomonkey": ("MajorityVoting", VotingConfig()),
 }
 BASE = "base"

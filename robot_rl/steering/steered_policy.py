@@ -1,8 +1,8 @@
 """SteeredPolicy: a Policy made of a Policy and a Critic. Sample K candidates, score them all at once, act on a good one.
 
-Values are smoothed over the candidates before they are ranked (robot_rl/steering/smoothing.py). Without that, the ensemble minimum is
-V-GPS (2410.13816), and the mean with a few ascent steps on the best candidates PA-RL's action optimisation (2412.06685). The policy may
-be anything that has `sample`.
+It acts on the mode of the policy tilted by the critic (robot_rl/steering/smoothing.py). Without smoothing, the ensemble minimum is
+V-GPS (2410.13816), and the mean with a few ascent steps on the best candidates PA-RL's action optimisation (2412.06685). The policy
+may be anything that has `sample`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from policies.base import ActionSpec, Observations, ObservationSpec, Policy, obs
 from robot_rl.critic import Critic
 from robot_rl.steering.ascent import ascend
 from robot_rl.steering.config import ModeConfig, RandomConfig, SteeringConfig
-from robot_rl.steering.smoothing import kernel, smoothed
+from robot_rl.steering.smoothing import kernel, tilted
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SteeredPolicy:
         normalized = self.critic.normalize(candidates)
         values = self._score(z, normalized)
         draws = (len(z), num_samples)
-        ranks = self._smoothed(values, normalized, draws)
+        ranks = self._ranks(values, normalized, draws)
         if self.config.ascent_steps:
             candidates, values, ranks = self._improve(z, normalized, values, ranks, draws)
         candidates, values, ranks = (x.unflatten(1, (num_samples, -1)) for x in (candidates, values, ranks))
@@ -79,17 +79,17 @@ class SteeredPolicy:
         values = self.critic.decode(self.critic.outputs(z, normalized))
         return values.min(dim=0).values if self.config.aggregate == "min" else values.mean(dim=0)
 
-    def _smoothed(self, values: torch.Tensor, normalized: torch.Tensor, draws: tuple[int, int]) -> torch.Tensor:
-        """What is ranked by: the values [B,N*K], smoothed over the K candidates of each draw."""
+    def _ranks(self, values: torch.Tensor, normalized: torch.Tensor, draws: tuple[int, int]) -> torch.Tensor:
+        """What is ranked by, in units of value: the values [B,N*K], or the tilted policy over the K candidates of each draw."""
         if not self.config.smoothing:
             return values
         chunks = normalized.flatten(2).unflatten(1, (draws[1], -1)).flatten(0, 1)
         by_draw = values.unflatten(1, (draws[1], -1)).flatten(0, 1)
-        return smoothed(by_draw, chunks, self.config.smoothing).view(values.shape)
+        return tilted(by_draw, chunks, self.config.smoothing, self.config.temperature).view(values.shape)
 
     def _choose(self, values: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Index [B,N] of the chosen candidate, from what is ranked by [B,N,K]."""
-        if self.config.temperature == 0:
+        if self.config.smoothing or self.config.temperature == 0:
             return values.argmax(dim=-1)
         weights = torch.softmax(values / self.config.temperature, dim=-1)
         return torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(values.shape[:2])

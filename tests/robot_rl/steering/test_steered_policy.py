@@ -60,7 +60,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("aggregate", ["min", "mean"])
 def test_the_best_of_one_call_is_chosen(critic, aggregate):
     policy, seen = UniformPolicy(), observations(3)
-    steered = SteeredPolicy(policy, critic, SteeringConfig(num_samples=16, aggregate=aggregate, smoothing=0))
+    steered = SteeredPolicy(policy, critic, SteeringConfig(num_samples=16, aggregate=aggregate, smoothing=0, temperature=0))
     actions = steered.sample(seen, 1, generator())
     assert actions.shape == (3, 1, 4, 3)
     assert policy.calls == [16]
@@ -102,14 +102,14 @@ def test_temperature_interpolates_between_the_best_and_chance(critic):
             values.append(steered.last_decision.values)
         return torch.stack(values).mean()
 
-    cold, warm, hot = (mean_value(SteeringConfig(num_samples=8, temperature=t)) for t in (0.0, 0.05, 1e6))
+    cold, warm, hot = (mean_value(SteeringConfig(num_samples=8, smoothing=0, temperature=t)) for t in (0.0, 0.05, 1e6))
     assert cold >= warm > hot
 
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_ascent_never_lowers_the_value_and_stays_near_a_candidate(critic, normalized):
     seen, region = observations(3), 0.05
-    plain = SteeredPolicy(UniformPolicy(), critic, SteeringConfig(num_samples=16, smoothing=0))
+    plain = SteeredPolicy(UniformPolicy(), critic, SteeringConfig(num_samples=16, smoothing=0, temperature=0))
     config = replace(plain.config, ascent_steps=10, keep=4, step_size=0.02, normalized_step=normalized, trust_region=region)
     ascended = SteeredPolicy(UniformPolicy(), critic, config)
     plain.sample(seen, 1, generator())
