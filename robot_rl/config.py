@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings
+from data.errors import LEARNING_RATE, NONNEGATIVE, POSITIVE, check_settings
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class TrainingConfig:
     threads: int = 1  # of the CPU; more than one pays for cameras only
 
     def __post_init__(self) -> None:
-        check_settings(self, steps=POSITIVE, batch_size=POSITIVE, seed=NONNEGATIVE, log_every=POSITIVE)
+        check_settings(self, steps=POSITIVE, seed=NONNEGATIVE, log_every=POSITIVE)
+        check_settings(self, batch_size=(1, 65_536))  # a larger one is a slip, and takes all of the memory before it fails
         check_settings(self, checkpoint_every=POSITIVE, threads=POSITIVE)
 
 
@@ -32,7 +33,7 @@ class CloningConfig:
     average: float = 0.999  # decay of the averaged weights, which are what is kept
 
     def __post_init__(self) -> None:
-        check_settings(self, learning_rate=RATE, average=(0, 0.999999))
+        check_settings(self, learning_rate=LEARNING_RATE, average=(0, 0.999999))
 
 
 @dataclass(frozen=True)

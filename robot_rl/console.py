@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -25,8 +26,9 @@ Update = Callable[[int, "int | None", str], None]
 
 
 @contextmanager
-def progress_bars(*names: str) -> Iterator[dict[str, Update]]:
-    """A bar a name, moved by calling its (done, total, note); in a log or a pipe, a line every ten seconds instead.
+def progress_bars(*names: str, at_once: bool = False) -> Iterator[dict[str, Update]]:
+    """A bar a name, moved by calling its (done, total, note); in a log or a pipe, a line every ten seconds
+    instead, the first of them at_once or after as long.
 
     The bars stay in sight when the work is done, and make way for the error line when it fails.
     """
@@ -42,7 +44,7 @@ def progress_bars(*names: str) -> Iterator[dict[str, Update]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def updater(name: str) -> Update:
-            task, spoke = bar.add_task(name, total=None, note=""), time.monotonic()
+            task, spoke = bar.add_task(name, total=None, note=""), time.monotonic() - QUIET_SECONDS * at_once
 
             def update(done: int, total: int | None, note: str) -> None:
                 nonlocal moved, spoke
@@ -50,7 +52,9 @@ def progress_bars(*names: str) -> Iterator[dict[str, Update]]:
                 bar.update(task, completed=done, total=total, note=note)
                 if not console.is_terminal and (done == total or time.monotonic() - spoke > QUIET_SECONDS):
                     spoke = time.monotonic()
-                    console.print(f"{name}: {done}/{total} {note}".rstrip(), highlight=False, soft_wrap=True)
+                    left = next(entry.time_remaining for entry in bar.tasks if entry.id == task)
+                    when = f"  {timedelta(seconds=left)} left" if left else ""
+                    console.print(f"{name}: {done}/{total} {note}".rstrip() + when, highlight=False, soft_wrap=True)
 
             return update
 
@@ -67,7 +71,7 @@ def progress_bars(*names: str) -> Iterator[dict[str, Update]]:
 def training_progress(what: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
     """A progress callback for robot_rl.training.train."""
     name = f"training the {what}"
-    with progress_bars(name) as bars:
+    with progress_bars(name, at_once=True) as bars:
         yield lambda step, steps, row: bars[name](step, steps, loss_note(row))
 
 

@@ -44,6 +44,8 @@ class Learner(Protocol):
 
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+PROGRESS_SECONDS = 1.0
+"""Between two calls of a Progress, at most (or a step, where that takes longer); metrics are kept every `log_every` steps."""
 
 
 def train(
@@ -74,24 +76,26 @@ def train(
         embeddings = torch.from_numpy(contract.embeddings())
         generator = torch.Generator(device)
         window: list[dict[str, torch.Tensor]] = []
-        started = time.monotonic()
+        started, shown = time.monotonic(), -PROGRESS_SECONDS
         if progress and metrics:
             progress(first, config.steps, metrics[-1])
         for step in range(first + 1, config.steps + 1):
             generator.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0] >> 1))
             batch = draw(np.random.default_rng([config.seed, step]), config.batch_size)
             window.append({name: value.detach() for name, value in learner.update(batch, generator).items()})
-            if step % config.log_every == 0 or step == config.steps:
+            kept = step % config.log_every == 0 or step == config.steps
+            if kept or (progress and time.monotonic() - shown >= PROGRESS_SECONDS):
                 row = {name: float(torch.stack([entry[name] for entry in window]).mean()) for name in window[0]}
                 if not all(np.isfinite(list(row.values()))):
                     raise InputError(
                         f"{run}: training diverged before step {step} ({row}); lower the learning rate or check the data"
                     )
-                row = {"step": step, **row, "steps_per_second": (step - first) / (time.monotonic() - started)}
-                metrics.append(row)
-                window.clear()
-                _write_metrics(run, metrics)
+                if kept:
+                    metrics.append({"step": step, **row, "steps_per_second": (step - first) / (time.monotonic() - started)})
+                    window.clear()
+                    _write_metrics(run, metrics)
                 if progress:
+                    shown = time.monotonic()
                     progress(step, config.steps, row)
             if step % config.checkpoint_every == 0 or step == config.steps:
                 model = learner.checkpoint_tensors()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings, inf
+from data.errors import LEARNING_RATE, NONNEGATIVE, POSITIVE, check_settings, inf
 from policies.config import EncoderConfig
 
 Clamp = Literal["none", "policy", "all"]
@@ -39,6 +39,11 @@ class CriticConfig:
             self, chunk=POSITIVE, members=POSITIVE, hidden=POSITIVE, depth=POSITIVE, bins=(2, inf), num_actions=POSITIVE
         )
         check_settings(
-            self, tau=(1e-6, 1), learning_rate=RATE, actor_learning_rate=RATE, expectile=(0.01, 0.99), alpha=NONNEGATIVE
+            self,
+            tau=(1e-6, 1),
+            learning_rate=LEARNING_RATE,
+            actor_learning_rate=LEARNING_RATE,
+            expectile=(0.01, 0.99),
+            alpha=NONNEGATIVE,
         )
         check_settings(self, temperature=(1e-3, 1e6))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.errors import NONNEGATIVE, POSITIVE, RATE, check_settings
+from data.errors import LEARNING_RATE, NONNEGATIVE, POSITIVE, check_settings
 
 LITE = "efficientnet-lite0"
 
@@ -28,4 +28,4 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, image_size=(32, 1024), last=POSITIVE, components=POSITIVE, hidden=POSITIVE, members=POSITIVE)
-        check_settings(self, steps=POSITIVE, learning_rate=RATE, early=(0, 0.9), seed=NONNEGATIVE)
+        check_settings(self, steps=POSITIVE, learning_rate=LEARNING_RATE, early=(0, 0.9), seed=NONNEGATIVE)

@@ -16,7 +16,7 @@ from data.errors import InputError
 from policies.checkpoint import latest_checkpoint, read_tensors
 from policies.config import DiffusionConfig, EncoderConfig
 from robot_rl.config import CloningConfig, TrainingConfig
-from robot_rl.critic import CriticConfig
+from robot_rl.critic import CriticConfig, make_learner
 from robot_rl.recipes import train_critic, train_policy
 
 VECTORS = EncoderConfig(inputs=("state", "proprio"), vector_features=16)
@@ -78,11 +78,17 @@ def test_other_settings_are_refused_and_nothing_is_lost(store, tmp_path):
     assert weights(run) == before
 
 
-def test_weights_that_are_not_finite_are_never_kept(store, tmp_path):
-    hopeless = replace(CRITICS["iql"], learning_rate=1e6)
+def test_weights_that_are_not_finite_are_never_kept(store, tmp_path, monkeypatch):
+    def hopeless(*arguments):
+        learner = make_learner(*arguments)
+        for group in learner.optimizers["critic"].param_groups:
+            group["lr"] = 1e6  # more than may be asked for
+        return learner
+
+    monkeypatch.setattr("robot_rl.recipes.make_learner", hopeless)
     settings = TrainingConfig(steps=40, batch_size=8, log_every=1000, checkpoint_every=1)
     with pytest.raises(InputError, match="diverged"):
-        train_critic(store.path, tmp_path / "run", hopeless, settings)
+        train_critic(store.path, tmp_path / "run", CRITICS["iql"], settings)
     checkpoint = latest_checkpoint(tmp_path / "run")
     if checkpoint is not None:
         assert all(bool(value.isfinite().all()) for value in read_tensors(checkpoint, "model").values())
@@ -106,7 +112,15 @@ def test_two_processes_do_not_train_in_one_folder(store, tmp_path):
         refused.append(caught)
 
     train_critic(store.path, tmp_path / "run", CRITICS["iql"], SMALL, again)
-    assert len(refused) == 3
+    assert refused
+
+
+def test_progress_begins_with_the_first_step_and_metrics_keep_their_own_pace(store, tmp_path):
+    shown = []
+    metrics = train_critic(store.path, tmp_path / "run", CRITICS["iql"], SMALL, lambda step, steps, row: shown.append(step))
+    assert shown[0] == 1
+    assert set(shown) >= {4, 8, 12}
+    assert [row["step"] for row in metrics] == [4, 8, 12]
 
 
 def test_a_folder_that_holds_something_else_is_refused(store, tmp_path):
