@@ -12,11 +12,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
+from tyro import _errors
 
 from data.errors import InputError
+from robot_rl.arguments import REGISTRY, refuse
 from robot_rl.commands.bench import BenchEvaluation, BenchSampling, BenchSim, BenchSteering
 from robot_rl.commands.bench_data import BenchData
 from robot_rl.commands.bench_serve import BenchServe
@@ -94,18 +97,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 `data check` found something, 2 a mistake of the user's (one line on stderr), 130 or 143 stopped."""
     # Before torch is imported: threads that spin while they wait cost 10x on a machine that is busy otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = sys.argv[1:] if arguments is None else arguments
     command: Any = None
     before: Any = signal.getsignal(signal.SIGTERM)
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        command = tyro.cli(
-            _command(sys.argv[1:] if arguments is None else arguments),
-            prog="robot-rl",
-            args=arguments,
-            description="A Q-function re-ranks and locally improves the actions of any robot policy.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
+        with _errors.on_parse_error(partial(refuse, arguments)):
+            command = tyro.cli(
+                _command(arguments),
+                prog="robot-rl",
+                args=arguments,
+                description="A Q-function re-ranks and locally improves the actions of any robot policy.",
+                registry=REGISTRY,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
         while hasattr(command, "command"):
             command = command.command
         return int(command.run() or 0)

@@ -63,7 +63,7 @@ class TrainPolicy(Generic[Config]):
 def train_policy_command(arguments: Sequence[str]) -> Any:
     """TrainPolicy with the settings of the family that these arguments name after `--policy`."""
     family = "diffusion"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if word.startswith("--policy="):
             family = word.removeprefix("--policy=")
         elif word == "--policy":

@@ -190,6 +190,8 @@ def test_benchmarks_measure(tmp_path, trained):
         (["train", "critic", "--data", "d", "--out", "o"], ["--chunk", "0"], "--chunk is 0; it must be 1 or more"),
         (["train", "critic", "--data", "d", "--out", "o"], ["--expectile", "5"], "between 0.01 and 0.99"),
         (["train", "critic", "--data", "d", "--out", "o"], ["--steps", "0"], "--steps"),
+        (["train", "critic", "--data", "d", "--out", "o"], ["--batch-size", "999999999"], "between 1 and 65536"),
+        (["train", "critic", "--data", "d", "--out", "o"], ["--learning-rate", "2"], "between 1e-12 and 1"),
         (["train", "policy", "--data", "d", "--out", "o"], ["--inference-steps", "1000"], "between 1 and 100"),
         (["evaluate", "--policy", "p", "--critic", "c"], ["--num-samples", "0"], "--num-samples"),
         (["evaluate", "--policy", "p", "--critic", "c"], ["--temperature", "-1"], "--temperature"),
@@ -201,6 +203,26 @@ def test_benchmarks_measure(tmp_path, trained):
 )
 def test_a_setting_out_of_range_is_named(capsys, command, wrong, says):
     assert says in fails(capsys, *command, *wrong)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("", "robot-rl needs one of demo, collect, "),
+        ("train", "robot-rl train needs one of critic, policy; see `robot-rl train --help`"),
+        ("evaluat", "robot-rl does not know 'evaluat'; see `robot-rl --help`"),
+        ("collect --out o --episodes 5", "robot-rl collect does not know '--episodes'; see `robot-rl collect --help`"),
+        ("evaluate --policy p", "robot-rl evaluate needs --critic; see `robot-rl evaluate --help`"),
+        ("data inspect", "robot-rl data inspect needs PATH"),
+        ("demo --episodes 1e3", "--episodes: '1e3' is not a whole number; see `robot-rl demo --help`"),
+        ("train critic --data d --out o --max-episodes 1e3", "--max-episodes: '1e3' is not a whole number"),
+        ("train critic --data d --out o --learning-rate x", "--learning-rate: 'x' is not a number"),
+        ("train critic --data d --out o --learning-rate", "--learning-rate needs a value"),
+        ("train critic --data d --out o --head x", "--head: 'x' is none of scalar, hl_gauss"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(capsys, command, says):
+    assert says in fails(capsys, *command.split())
 
 
 def test_missing_things_are_named(tmp_path, capsys, trained):
