@@ -79,24 +79,36 @@ def train_policy(
 
 def _open_stores(data: Path, mix: str | None) -> list[tuple[Store, float]]:
     """(store, weight) of each dataset: the store `data`, or those of a mixture in the folder `data`, under any name of theirs."""
+    folders = sorted(path for path in data.iterdir() if is_store(path)) if data.is_dir() and not is_store(data) else []
     if mix is None:
+        if folders:
+            example = ",".join(f"{folder.name}:1.0" for folder in folders[:3])
+            raise InputError(
+                f"--data {data}: is a folder of stores ({_some([path.name for path in folders])}); give --mix {example}"
+            )
         return [(Store.open(data), 1.0)]
     if not data.is_dir() or is_store(data):
         raise InputError(f"--data {data}: --mix needs the folder that holds a store of each dataset")
     # By the folder's name, the alias's meaning or the dataset's own name.
     found: dict[str, Path] = {}
-    for folder in sorted(path for path in data.iterdir() if is_store(path)):
+    for folder in folders:
         found |= {folder.name: folder, resolve(folder.name): folder}
         with suppress(InputError):  # a neighbour that cannot be opened matters only if it is wanted
             found.setdefault(Store.open(folder).name, folder)
     wanted = parse_mix(mix)
     missing = [name for name, _ in wanted if name not in found]
     if missing:
+        there = _some([path.name for path in folders]) or "none"
         raise InputError(
-            f"--data {data}: has no store of {', '.join(missing)} (there are {', '.join(sorted(found)) or 'none'}); convert it into "
-            f"{data / missing[0]}, or leave it out of --mix"
+            f"--data {data}: has no store of {_some(missing)} (there are {there}); convert what is missing into a folder of that "
+            "name there, or leave it out of --mix"
         )
     return [(Store.open(found[name]), weight) for name, weight in wanted]
+
+
+def _some(names: list[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _sampler(

@@ -126,6 +126,10 @@ def test_mistakes(stores: Path, tmp_path: Path) -> None:
         train_critic(stores, tmp_path / "run", config, training, None, MixtureConfig("first:1.0,fractal:0.54"))
     with pytest.raises(InputError, match="--mix needs the folder that holds a store of each"):
         train_critic(stores / "first", tmp_path / "run", config, training, None, MixtureConfig("first"))
+    with pytest.raises(InputError, match=r"has no store of \w+(, \w+){5} and \d+ more \(there are first, second\); convert"):
+        train_critic(stores, tmp_path / "run", config, training, None, MixtureConfig("oxe_magic_soup"))
+    with pytest.raises(InputError, match=r"folder of stores \(first, second\); give --mix first:1.0,second:1.0"):
+        train_critic(stores, tmp_path / "run", config, training)
     first, second = samplers(stores)
     with pytest.raises(InputError, match="needs as many weights"):
         MixtureSampler([first, second], [1.0])
