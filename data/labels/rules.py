@@ -1,7 +1,7 @@
-"""Success by rule: an expression about an episode, such as `state[2] > 0.1 and all_last(proprio[6] < 0.5, 3)`.
+"""Success by rule: an expression about an episode, such as `state[6] > 0.1 and all_last(proprio[6] < 0.5, 3)`.
 
 Not Python: `simpleeval` walks the expression, which has no attributes, no slices, and no calls but the ones below. A name is a vector
-of the store (`state`, `proprio`, `action`), and `state[2]` its number at the final observation; helpers look further back.
+of the store (`state`, `proprio`, `action`), and `state[6]` its number at the final observation; helpers look further back.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Rule:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
             raise InputError(
-                f"rule {expression!r}: {reason}; write one such as 'state[2] > 0.1 and proprio[6] < 0.5'"
+                f"rule {expression!r}: {reason}; write one such as 'state[6] > 0.1 and proprio[6] < 0.5'"
             ) from None
 
     def __call__(self, episode: EpisodeView) -> bool:
@@ -77,7 +77,7 @@ class Rule:
 
 
 class _Vector:
-    """A vector at one observation: `state[2]`, and nothing else."""
+    """A vector at one observation: `state[6]`, and nothing else."""
 
     def __init__(self, name: str, values: np.ndarray) -> None:
         self._name, self._values = name, values
@@ -121,10 +121,10 @@ class _Evaluation(simpleeval.SimpleEval):
         raise InputError(f"no {node.id!r}; there are {sizes}, length and instruction")
 
     def _call(self, node: ast.Call) -> Any:
-        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
         if node.keywords or not (name in HELPERS or name in _PLAIN):
             known = ", ".join((*HELPERS, *_PLAIN))
-            raise InputError(f"no call of {name or 'that'!r}; there are {known}, with plain arguments")
+            raise InputError(f"no call of {_short(name)}; there are {known}, with plain arguments")
         if name in _PLAIN:
             return _PLAIN[name](*(self._eval(argument) for argument in node.args))
         last = name in ("all_last", "any_last")
@@ -175,11 +175,11 @@ def read_rules(path: str | Path) -> dict[str, str]:
     try:
         rules = json.loads(Path(path).read_text())
     except OSError as error:
-        raise InputError(f'{path}: {error.strerror}; give a JSON file such as {{"*bowl*": "state[2] > 0.1"}}') from None
+        raise InputError(f'{path}: {error.strerror}; give a JSON file such as {{"*bowl*": "state[6] > 0.1"}}') from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(rules, dict) or not rules or not all(isinstance(rule, str) for rule in rules.values()):
-        raise InputError(f'{path}: must be rules by instruction, such as {{"*bowl*": "state[2] > 0.1"}}')
+        raise InputError(f'{path}: must be rules by instruction, such as {{"*bowl*": "state[6] > 0.1"}}')
     return rules
 
 

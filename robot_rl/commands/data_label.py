@@ -29,7 +29,7 @@ class DataLabel:
 
     path: tyro.conf.Positional[Path]  # the store
     using: Literal["rule", "classifier", "hand", "journal", "data"]  # journal: an earlier --using hand; data: the labels it has
-    rule: str | None = None  # of the last observation, such as 'state[2] > 0.1 and all_last(proprio[6] < 0.5, 3)'
+    rule: str | None = None  # of the last observation, such as 'all_last(state[6] > 0.1 and state[9] == 1, 2)'
     rules: Path | None = None  # a JSON file {"*bowl*": "rule"}, the first pattern that fits an instruction
     classifier: Path | None = None  # folder of a success classifier; where there is none, it is trained on this store's labels
     train: bool = False  # train the classifier again
@@ -49,6 +49,8 @@ class DataLabel:
         check_settings(self, port=(0, 65535))
         if self.certainty is not None:
             check_settings(self, certainty=(0.5, 1.0))
+
+    def _check_options(self) -> None:
         given: dict[str, object] = {
             "--rule": self.rule,
             "--rules": self.rules,
@@ -62,7 +64,7 @@ class DataLabel:
         if wrong:
             raise InputError(f"{wrong[0]} says nothing with --using {self.using}; leave one of them out")
         if self.using == "rule" and (self.rule is None) == (self.rules is None):
-            raise InputError("--using rule needs either --rule 'state[2] > 0.1' or --rules FILE")
+            raise InputError("--using rule needs either --rule 'state[6] > 0.1' or --rules FILE")
         if self.using == "classifier" and self.classifier is None:
             raise InputError("--using classifier needs --classifier FOLDER, of a trained one or for a new one")
         if self.using == "data" and self.hindsight is None:
@@ -76,12 +78,13 @@ class DataLabel:
         from data.labels.rules import read_rules
         from robot_rl.console import check_writable, write_json
 
+        store = Store.open(self.path)
+        self._check_options()
         check_writable(self.json)
         check_writable(self.html, "--html")
         check_writable(self.journal, "--journal")
         if self.classifier and (self.train or not self.classifier.is_dir()):
             check_writable(self.classifier, "--classifier", folder=True)
-        store = Store.open(self.path)
         if not self.dry_run:
             check_writable(self.out or self.path, "--out" if self.out else "the store", folder=True)
         console = Console()

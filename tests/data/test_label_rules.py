@@ -70,7 +70,7 @@ def test_what_a_rule_means(expression, expected):
         ("abs() > 1", "made episode 0"),
         ("instruction.upper() == 'A'", "rule"),
         ("().__class__ == 1", "rule"),
-        ("__import__('os').system('true') == 0", "no call of"),
+        ("__import__('os').system('true') == 0", """no call of "__import__('os').system";"""),
         ("open('x') == 1", "no call of 'open'"),
         ("[x for x in (1,)] == 1", "rule"),
         ("(lambda: 1)() == 1", "no call of"),

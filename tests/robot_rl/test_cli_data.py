@@ -203,7 +203,7 @@ def test_label_hindsight_from_the_command_line(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--using", "rule"], "--rule 'state[2] > 0.1' or --rules FILE"),
+        (["--using", "rule"], "--rule 'state[6] > 0.1' or --rules FILE"),
         (["--using", "rule", "--rule", "height > 1"], "no 'height'; there are"),
         (["--using", "rule", "--rule", "True", "--browser"], "--browser says nothing with --using rule"),
         (["--using", "classifier"], "--classifier FOLDER"),
