@@ -7,6 +7,7 @@ import select
 import shutil
 import sys
 import termios
+import textwrap
 import time
 import tty
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from data.store.store import Store
 FRAME_SECONDS = 1 / 12
 END_SECONDS = 1.0
 """How long the last frame stands: it is the one that a label is about."""
-_HELP = "s success  f failure  u unlabelled  space next  b back  n next unlabelled  c cameras  q save and quit"
+_HELP = ("s success", "f failure", "u unlabelled", "space next", "b back", "n next unlabelled", "c cameras", "q save and quit")
 _KEYS = {
     b"\x1b[C": "next",
     b"\x1bOC": "next",
@@ -121,7 +122,7 @@ class _Player:
 
     def _clip(self, episode: int, view: int, columns: int, lines: int) -> np.ndarray:
         """Its frames, of the terminal's size: uint8 [N,h,w,3], h even."""
-        frames = clip(self.store, episode, self.views[view], max(2 * (lines - 5), 2), columns)
+        frames = clip(self.store, episode, self.views[view], max(2 * (lines - 4 - len(_legend(columns))), 2), columns)
         return frames if frames.shape[1] % 2 == 0 else np.concatenate([frames, frames[:, -1:]], axis=1)
 
     def _draw(self, episode: int, view: int, position: int, columns: int, lines: int) -> str:
@@ -137,9 +138,15 @@ class _Player:
             ("", printable(instruction(self.store, self.episode))),
             (_COLOURS[label], f"{NAMES[label]}{'  by hand' if self.journal.touched[self.episode] else ''}"),
             ("", f"{'█' * filled}{'░' * (bar - filled)} {done} of {self.count} labelled  {self.said}"),
-            ("\x1b[2m", _HELP),
+            *(("\x1b[2m", line) for line in _legend(columns)),
         ]
         return "\r\n".join(f"{colour}{text[: columns - 1]}\x1b[0m\x1b[K" for colour, text in lines)
+
+
+def _legend(columns: int) -> list[str]:
+    """What the keys do, in as many lines as it takes."""
+    text = "  ".join(key.replace(" ", "\xa0") for key in _HELP)
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(text, max(columns - 1, 1))]
 
 
 def _half_blocks(frame: np.ndarray) -> str:

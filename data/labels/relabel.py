@@ -74,7 +74,10 @@ def _relabel(
             write_array(folder / "data" / key, values)
         write_array(folder / "meta" / "success", success.astype(np.int8))
         write_array(folder / "meta" / "achieved", (store.achieved if achieved is None else achieved).astype(np.int32))
-        changes = [*store.changes, note]
+        lengths = np.diff(store.episode_ends, prepend=0) - 1
+        outdated = RewardConfig.from_json(store.reward).assumptions(store.success, lengths)
+        kept = [line for line in store.changes if line not in outdated]
+        changes = [*kept, *reward.assumptions(success, lengths), note]
         write_group(folder, {**store.attributes, "reward": reward.to_json(), "changes": changes})
         os.sync()
         commit = CommitFile(folder / "meta" / COMMIT)

@@ -68,6 +68,21 @@ class RewardConfig:
         mc_return = monte_carlo(reward, mask, self.discount)
         return reward.astype(np.float32), mask.astype(np.float32), mc_return.astype(np.float32)
 
+    def assumptions(self, success: np.ndarray, lengths: np.ndarray) -> list[str]:
+        """What these rewards take for granted, a line each, of episodes with labels success [E] (-1 unlabelled) and transitions [E]."""
+        if self.kind == "given":
+            return []
+        lines, steps = [], self.success_steps
+        if (success < 0).any():
+            lines.append(f"{int((success < 0).sum())} episodes without a label of success count as successes")
+        whole = int(((lengths <= steps) & (success != 0)).sum())
+        if whole:
+            lines.append(
+                f"{whole} of {len(success)} episodes have no more than the {steps} steps that end a success (--success-steps): "
+                "nothing in them leads to it"
+            )
+        return lines
+
     def backup(self, steps: np.ndarray, success: bool, n_step: int, discount: float) -> dict[str, np.ndarray]:
         """reward, discount and mc_return [B] of an N-step backup in an episode that succeeds or fails, `steps` [B] before its end.
 

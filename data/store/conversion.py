@@ -246,16 +246,8 @@ class _Work:
         if self.skipped:
             changes.append(f"{len(self.skipped)} bad episodes are left out")
         success = MappedArray(self.folder / "meta" / "success", self.writer.episodes).view
-        if self.config.reward.kind == "success" and (success < 0).any():
-            changes.append(f"{int((success < 0).sum())} episodes without a label of success count as successes")
         lengths = np.diff(MappedArray(self.folder / "meta" / "episode_ends", self.writer.episodes).view, prepend=0) - 1
-        steps = self.config.reward.success_steps
-        whole = int(((lengths <= steps) & (success != 0)).sum())
-        if self.config.reward.kind == "success" and whole:
-            changes.append(
-                f"{whole} of {self.writer.episodes} episodes have no more than the {steps} steps that end a success (--success-steps): "
-                "nothing in them leads to it"
-            )
+        changes += self.config.reward.assumptions(success, lengths)
         if length < source.length:
             changes.append(f"only the first {length} of {source.length} episodes are kept")
         left_out = [*(source.left_out if isinstance(source, Store) else ()), *self.skipped]

@@ -62,6 +62,18 @@ def test_a_journal_outlives_relabelling_and_makes_the_labels_of_the_store(store:
     np.testing.assert_array_equal(read_journal(path, labelled), labelled.success)
 
 
+def test_a_labelled_store_says_what_is_true_of_its_new_labels(store: Store) -> None:
+    said = "episodes without a label of success count as successes"
+    assert f"4 {said}" in store.changes
+    labels = store.success.copy()
+    labels[2] = 1
+    fewer = relabel(store.path, labels, note="by hand")
+    assert [line for line in fewer.changes if said in line] == [f"3 {said}"]
+    whole = relabel(store.path, np.ones(12, np.int8), note="by rule")
+    assert not [line for line in whole.changes if said in line]
+    assert "by hand" in whole.changes
+
+
 def test_half_a_line_is_forgotten_and_does_not_spoil_the_next(store: Store) -> None:
     path = journal_path(store)
     with Journal(path, store) as journal:
@@ -173,7 +185,7 @@ def test_a_killed_terminal_has_lost_no_key(store: Store) -> None:
     with in_terminal(store) as terminal:
         terminal.wait("\x1b[H")
         terminal.wait("▀")
-        first = clip(store, 2, CAMERAS, 2 * (30 - 5), 80)[0]
+        first = clip(store, 2, CAMERAS, 2 * (30 - 6), 80)[0]
         drawn = re.match("\x1b\\[H\x1b\\[38;2;([0-9;]+);48;2;([0-9;]+)m▀", terminal.seen)
         assert drawn is not None
         assert [group.split(";") for group in drawn.groups()] == first[:2, 0].astype(str).tolist()
@@ -191,6 +203,7 @@ def test_a_killed_terminal_has_lost_no_key(store: Store) -> None:
 def test_keys_of_the_terminal(store: Store) -> None:
     with in_terminal(store) as terminal:
         terminal.wait("episode 2 (3 of 12)")
+        terminal.wait("q save and quit")
         # Faster than anything is drawn: forward twice, back once, failure, success, back, unlabelled, the next unlabelled, quit.
         terminal.press(" \x1b[Cbfs\x1b[Du")
         terminal.wait("episode 4: unlabelled")
