@@ -89,7 +89,7 @@ class EvaluationResult:
 def versions() -> dict[str, str]:
     """Versions of what can change a number."""
     found = {"python": platform.python_version()}
-    for package in ("robot-rl", "torch", "numpy", "gymnasium", "pybullet"):
+    for package in ("robot-rl", "torch", "numpy", "gymnasium", "pybullet", "mujoco", "robosuite"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The V-GPS question: one critic a suite, five policies that it never saw, twelve tasks. Recording, training and evaluation, from nothing;
+# killed at any point, the same command goes on. Some hours on two cores.
+#
+#   benchmarks/five_policies.sh     everything is in runs/five, the table in runs/five/results, the curve over K in runs/five/candidates
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=runs/five
+export OMP_WAIT_POLICY=PASSIVE
+
+record() { # suite store demonstrations-a-task seed qualities...
+  local suite=$1 store=$out/$1/$2 count=$3 seed=$4 cameras=()
+  shift 4
+  if [ "$suite" = tabletop ]; then cameras=(--cameras primary wrist); fi
+  if [ ! -e "$store" ]; then
+    robot-rl collect --out "$store" --env "$suite" --demonstrations "$count" --seed "$seed" --qualities "$@" "${cameras[@]}"
+  fi
+}
+
+# Each policy has demonstrators of its own: other seeds, and another mixture of clean (1), dithering (0.5) and failing (0) ones.
+for suite in tabletop robosuite; do
+  record $suite all 400 0 1 0.5 1 0
+  record $suite careful 150 1 1 1 0.5
+  record $suite mixed 150 2 1 0.5 1 0
+  record $suite dithering 150 3 0.5 1 0.5
+  record $suite sloppy 150 4 1 0 0.5
+  record $suite poor 150 5 1 0.5 0 0
+done
+
+clone() { # suite family store options...
+  local suite=$1 family=$2 store=$3
+  shift 3
+  robot-rl train policy --policy "$family" --data "$out/$suite/$store" --out "$out/$suite/$family" "$@"
+}
+
+train() { # suite steps inputs...
+  local suite=$1 steps=$2
+  shift 2
+  robot-rl train critic --data "$out/$suite/all" --out "$out/$suite/critic" --steps "$steps" --inputs "$@"
+  clone "$suite" gaussian careful --steps "$steps" --inputs "$@"
+  clone "$suite" diffusion mixed --steps "$steps" --inputs "$@"
+  clone "$suite" flow dithering --steps "$steps" --inputs "$@"
+  clone "$suite" autoregressive sloppy --steps "$steps" --batch-size 64 --layers 2 --prefix 4 --inputs "$@"
+  clone "$suite" octo poor --steps "$steps" --batch-size 64 --language sentence --inputs "$@"
+}
+
+# The suites are trained side by side, a core each.
+train robosuite 6000 state proprio &
+train tabletop 6000 image_primary image_wrist proprio
+wait
+
+robot-rl benchmark "$here/five_policies.json" --out $out/results
+robot-rl benchmark "$here/candidates.json" --out $out/candidates --videos 0
