@@ -14,9 +14,10 @@ from robot_rl.evaluation.report import ReportData, write_report
 EXPLANATION = (
     "Six tabletop tasks, told apart by their instructions. A diffusion policy was cloned from demonstrations of which only some are "
     "good, and a critic learned from the same data, without ever seeing the policy, what leads to success. Steered, the policy "
-    "proposes {samples} action chunks at each decision and acts on the one that the critic values most. The control, random, acts on "
-    "any one of as many: what it gains, it does not owe to the critic. All arms start from the same states, which no training saw. "
-    "The videos show, in up to four tasks, the first episode that steering rescued, and the first of another that it did not."
+    "proposes {samples} action chunks at each decision and acts on the one about which most others lie that the critic values. The "
+    "control, random, acts on any one of as many: what it gains, it does not owe to the choice. All arms start from the same states, "
+    "which no training saw. The videos show, in up to four tasks, the first episode that steering rescued, and the first of another "
+    "that it did not."
 )
 
 
