@@ -6,6 +6,8 @@ import os
 
 # Set before anything imports a numerical library: the machines are small and often busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# And before another library imports MuJoCo, as `sim` does.
+os.environ.setdefault("MUJOCO_GL", "egl")
 
 from pathlib import Path
 

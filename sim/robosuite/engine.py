@@ -1,15 +1,11 @@
-"""The one place that imports MuJoCo and robosuite: quietly, without a display, and with one line when they are not installed."""
+"""The one place that imports MuJoCo and robosuite: quietly, and with one line when they are not installed."""
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
 
 from data.errors import InputError
 
-if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-    os.environ.setdefault("MUJOCO_GL", "egl")  # mujoco looks at it once, on import
 # robosuite warns on import about macros and robots that nobody here uses.
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
 try:

@@ -151,8 +151,8 @@ def test_a_failed_write_leaves_the_old_report(data: ReportData, tmp_path: Path, 
     with pytest.raises(InputError, match="show fewer than 2 pairs"):
         write_report(path, data)
     monkeypatch.undo()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
-    with pytest.raises(OSError, match="disk"):
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(OSError, match="disk full"):
         write_report(path, data)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

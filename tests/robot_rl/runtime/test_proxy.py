@@ -115,7 +115,7 @@ def upstream(policy, delay: float = 0.0):
 
 @contextmanager
 def proxied(address, critic=None, steering=None, policy_map=None, **settings):
-    steering = steering or SteeringConfig(num_samples=8)
+    steering = steering or SteeringConfig(num_samples=8, smoothing=0, temperature=0)
 
     def make():
         known = critic or KnownCritic()
