@@ -12,10 +12,12 @@ test: .venv/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest
+	@$(BIN)/pytest tests/data
+	@$(BIN)/pytest --ignore=tests/data # another process: TensorFlow, which tests/data use, and Numba, which robosuite does, crash each other
 
 test-slow: .venv/.dev
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -m slow tests/data
+	@$(BIN)/pytest -m slow --ignore=tests/data
 
 # PyTorch first and alone: an unpinned one, asked for by another package, would pull the newest build there is.
 .venv/.core: pyproject.toml constraints.txt
