@@ -25,7 +25,8 @@ FINGER_GEOMS = tuple(f"gripper0_right_finger{i}_{part}" for i in (1, 2) for part
 FINGER_OPEN = 0.04  # a finger's distance from the middle, metres
 # The hand's site at roll = pitch = yaw = 0: pointing straight down, its fingers closing along the base frame's y axis.
 POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-SETTLING_STEPS = 100
+PHYSICS_SECONDS = 0.004  # a substep: half as many as robosuite's, in half the time; the experts do as well
+SETTLING_SECONDS = 0.2
 POSTURE_NOISE = 0.02  # radians; robosuite's
 
 
@@ -61,6 +62,7 @@ def blueprint(name: str) -> Blueprint:
     for geom in FINGER_GEOMS:  # contacts are listed, and exert no force, from a millimetre on: a held object's come and go
         spec.geom(geom).margin = spec.geom(geom).gap = 0.001
     spec.visual.quality.offsamples = 0
+    spec.option.timestep = PHYSICS_SECONDS
     model = spec.compile()
     posture = np.array(made.robots[0].init_qpos)
     base = model.body("robot0_base")
@@ -82,7 +84,7 @@ class World:
         self._fingers = geoms[:2], geoms[2:]
         self._finger_joints = [int(self.model.joint(f"gripper0_right_finger_joint{i}").qposadr[0]) for i in (1, 2)]
         self._controller = OperationalSpaceController(self.model, self.data, self._site, shared.posture)
-        self._substeps = round(1 / CONTROL_HZ / self.model.opt.timestep)
+        self._substeps = round(1 / CONTROL_HZ / PHYSICS_SECONDS)
 
     def reset(self, rng: np.random.Generator) -> None:
         """Empty the state, place the arm and the objects, and let them come to rest."""
@@ -100,7 +102,7 @@ class World:
         mujoco.mj_forward(self.model, data)
         self._velocity = np.zeros(6)
         pose = self.tool_pose()
-        self._move(pose, pose, 1.0, SETTLING_STEPS)
+        self._move(pose, pose, 1.0, round(SETTLING_SECONDS / PHYSICS_SECONDS))
 
     def _draw(self, rng: np.random.Generator) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """Name, world position and quaternion (wxyz) of what is placed anew."""
@@ -121,7 +123,7 @@ class World:
         """The commanded pose has the last step's mean velocity at first and this one's in the end, a cubic in between: jumps in
         velocity would ask for more torque than the motors have.
         """
-        duration = substeps * self.model.opt.timestep
+        duration = substeps * PHYSICS_SECONDS
         way = np.concatenate([goal[0] - start[0], vector_from_rotation(goal[1] @ start[1].T)])
         before, self._velocity = duration * self._velocity, way / duration
         origin, orientation = self.base + start[0], start[1] @ POINTING_DOWN
