@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,7 +46,29 @@ class Suite:
     expert: DemonstratorFactory | None = None
 
 
+class Task(Protocol):
+    """A row of a suite's table of tasks."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def env_id(self) -> str: ...
+
+    @property
+    def max_steps(self) -> int: ...
+
+
 SUITES: dict[str, Suite] = {}
+
+
+def make_suite(name: str, entry_point: str, tasks: Iterable[Task], expert: DemonstratorFactory) -> Suite:
+    """The suite of these tasks, which are registered with Gymnasium: `entry_point` makes each, given `task=` its name."""
+    ids = {}
+    for task in tasks:
+        ids[task.name] = task.env_id
+        gymnasium.register(task.env_id, entry_point=entry_point, kwargs={"task": task.name}, max_episode_steps=task.max_steps)
+    return Suite(name, ids, expert)
 
 
 def register_suite(suite: Suite) -> Suite:

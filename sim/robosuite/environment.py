@@ -11,13 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sim.actions import ACTION_HIGH, ACTION_LOW, ACTION_METADATA, bounded
+from sim.actions import ACTION_METADATA, bounded
+from sim.environment import ArmEnv
 from sim.robosuite.camera import CAMERAS, image
-from sim.robosuite.tasks import ENTITIES, TABLE, TASK_TABLE
+from sim.robosuite.tasks import ENTITIES, TABLE, TASK_TABLE, Task
 from sim.robosuite.world import CONTROL_HZ, World
 from sim.rotations import rotation_from_rpy, rpy_from_rotation, vector_from_rotation
 
@@ -42,7 +42,7 @@ def within_reach(position: np.ndarray) -> np.ndarray:
     return np.array([max(0.2, scale * x), scale * y, z])
 
 
-class RobosuiteEnv(gym.Env[dict[str, Any], np.ndarray]):
+class RobosuiteEnv(ArmEnv):
     """One robosuite task. `ROBOSUITE.tasks` lists the registered ids; time limits come from Gymnasium's registration.
 
     Observations: `image_primary`, `image_wrist` uint8 [H,W,3] for the chosen cameras; `proprio` float32 [7] = tool x, y, z, roll,
@@ -59,6 +59,7 @@ class RobosuiteEnv(gym.Env[dict[str, Any], np.ndarray]):
         "control_hz": CONTROL_HZ,
         "state_names": STATE_NAMES,
     }
+    task: Task
 
     def __init__(
         self,
@@ -68,22 +69,9 @@ class RobosuiteEnv(gym.Env[dict[str, Any], np.ndarray]):
         render_mode: str | None = None,
     ) -> None:
         """image_size: side, or (height, width), in pixels. cameras: those to render; () makes stepping fast."""
-        if not set(cameras) <= set(CAMERAS):
-            raise ValueError(f"unknown cameras {sorted(set(cameras) - set(CAMERAS))}; there are {', '.join(CAMERAS)}")
+        instructions = spaces.Text(80, charset="abcdefghijklmnopqrstuvwxyz' ")
+        super().__init__(instructions, CAMERAS, image_size, cameras, render_mode)
         self.task = TASK_TABLE[task]
-        self.cameras = tuple(cameras)
-        self.render_mode = render_mode
-        self._image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.action_space = spaces.Box(ACTION_LOW, ACTION_HIGH, dtype=np.float32)
-        box = {f"image_{camera}": spaces.Box(0, 255, (*self._image_size, 3), np.uint8) for camera in cameras}
-        self.observation_space = spaces.Dict(
-            {
-                **box,
-                "proprio": spaces.Box(-4.0, 4.0, (7,), np.float32),
-                "state": spaces.Box(-4.0, 4.0, (len(STATE_NAMES),), np.float32),
-                "instruction": spaces.Text(80, charset="abcdefghijklmnopqrstuvwxyz' "),
-            }
-        )
         self.world: World | None = None
         self.episode = 0  # counts resets, so that who watches notices one
         self.target, self.goal, self.instruction = "", "", ""
@@ -122,9 +110,6 @@ class RobosuiteEnv(gym.Env[dict[str, Any], np.ndarray]):
         self._position = measured + ahead * min(1.0, LEASH / max(float(np.linalg.norm(ahead)), 1e-9))
         turned = float(np.linalg.norm(vector_from_rotation(rotation @ orientation.T)))
         self._rotation = orientation if turned > LEASH_ANGLE else rotation
-
-    def _info(self, success: bool, applied: np.ndarray) -> dict[str, Any]:
-        return {"success": success, "applied_action": applied, "task": self.task.name}
 
     def _observation(self, world: World) -> dict[str, Any]:
         tool, rotation = world.tool_pose()

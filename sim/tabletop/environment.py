@@ -12,15 +12,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sim.actions import ACTION_HIGH, ACTION_LOW, ACTION_METADATA, bounded
+from sim.actions import ACTION_METADATA, bounded
+from sim.environment import ArmEnv
 from sim.rotations import rotation_from_rpy, rpy_from_rotation
 from sim.tabletop.client import PhysicsClient
 from sim.tabletop.scene import BLOCKS, OBJECTS, SUBSTEPS, SYMMETRY, Scene
-from sim.tabletop.tasks import TASK_TABLE, Layout
+from sim.tabletop.tasks import TASK_TABLE, Layout, Task
 
 CAMERAS = ("primary", "wrist")
 SLOT = ("present", "from tool x", "from tool y", "from tool z", "x", "y", "z", "sin yaw", "cos yaw", "held")
@@ -36,7 +36,7 @@ WORKSPACE_HIGH = np.array([0.44, 0.24, 0.30])
 LEASH, LEASH_ANGLE = 0.02, 0.25  # how far the commanded pose may run ahead of the measured one: metres, radians
 
 
-class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
+class TabletopEnv(ArmEnv):
     """One task on the table. `TABLETOP.tasks` lists the registered ids; time limits come from Gymnasium's registration.
 
     Observations: `image_primary`, `image_wrist` uint8 [H,W,3] for the chosen cameras; `proprio` float32 [7] = tool x, y, z, roll,
@@ -54,6 +54,7 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         "control_hz": 5.0,
         "state_names": STATE_NAMES,
     }
+    task: Task
 
     def __init__(
         self,
@@ -63,22 +64,9 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         render_mode: str | None = None,
     ) -> None:
         """image_size: side, or (height, width), in pixels. cameras: those to render; () makes stepping fast."""
-        if not set(cameras) <= set(CAMERAS):
-            raise ValueError(f"unknown cameras {sorted(set(cameras) - set(CAMERAS))}; there are {', '.join(CAMERAS)}")
+        instructions = spaces.Text(64, charset="abcdefghijklmnopqrstuvwxyz ")
+        super().__init__(instructions, CAMERAS, image_size, cameras, render_mode)
         self.task = TASK_TABLE[task]
-        self.cameras = tuple(cameras)
-        self.render_mode = render_mode
-        self._image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.action_space = spaces.Box(ACTION_LOW, ACTION_HIGH, dtype=np.float32)
-        box = {f"image_{camera}": spaces.Box(0, 255, (*self._image_size, 3), np.uint8) for camera in cameras}
-        self.observation_space = spaces.Dict(
-            {
-                **box,
-                "proprio": spaces.Box(-4.0, 4.0, (7,), np.float32),
-                "state": spaces.Box(-4.0, 4.0, (len(STATE_NAMES),), np.float32),
-                "instruction": spaces.Text(64, charset="abcdefghijklmnopqrstuvwxyz "),
-            }
-        )
         self._client: PhysicsClient | None = None
         self.scene: Scene
         self.layout: Layout
@@ -125,9 +113,6 @@ class TabletopEnv(gym.Env[dict[str, Any], np.ndarray]):
         cosine = (float(np.trace(orientation.T @ self._rotation)) - 1) / 2
         if cosine < math.cos(LEASH_ANGLE):
             self._rotation = orientation
-
-    def _info(self, success: bool, applied: np.ndarray) -> dict[str, Any]:
-        return {"success": success, "applied_action": applied, "task": self.task.name}
 
     def _observation(self) -> dict[str, Any]:
         tool, rotation = self.scene.arm.tool_pose()
