@@ -23,7 +23,7 @@ OUTSIDE_GRIPPER, GRIPPER_MARGIN = 0.01, 0.02  # a gripper has no stray values: i
 UNUSED = 0.01  # of the bounds, by every dimension that moves: a thousandth is millimetres for metres; timid data use a tenth
 MOVES_GRIPPER = 0.9  # share of an instruction's other episodes, at least MANY
 MANY = 10
-STUCK_OF_ALL = 20
+SEVERAL = 0.03  # of a task's episodes; fewer are as well a drawer that was once pulled with an open hand
 FROZEN_STEPS, FROZEN_SHARE = 5, 0.2  # real encoders flicker in the last bit; friction holds an arm for a step or two
 LAG_CORRELATION, LAG_RATIO = 0.5, 0.8
 LATE_SECONDS = 0.35  # arms follow their commands within .05 to .3 s
@@ -125,14 +125,15 @@ def _stuck_grippers(found: Survey) -> Iterator[Finding]:
         for facts in found.episodes:
             if facts.success is not False:
                 tasks[facts.instruction].append(facts)
-        stuck = []
+        stuck, grave = [], False
         for episodes in tasks.values():
             still = [facts.source for facts in episodes if facts.high[i] - facts.low[i] < 0.1 * extent]
             if len(episodes) > MANY and len(still) <= (1 - MOVES_GRIPPER) * len(episodes):
                 stuck += still
+                grave = grave or len(still) > SEVERAL * len(episodes)
         if stuck:
             yield Finding.of(
-                "error",
+                "error" if grave else "warning",
                 "stuck-gripper",
                 stuck,
                 f"{found.action['names'][i]} never moves, where nearly every other episode of the same task moves it",

@@ -230,7 +230,8 @@ def _add(result: Survey, episode: Episode) -> None:
         result.errors.append(f"{episode.source}: action is not finite")
         return
     proprio = episode.observations[result.proprio_key] if result.proprio_key else np.zeros((len(actions) + 1, 0), np.float32)
-    change = steps(proprio, result.wraps)
+    # An angle that goes round so seldom that the sample did not see it is one all the same.
+    change = steps(proprio, result.wraps | wrapping([proprio]))
     paired, asked = change[:, [pair.proprio for pair in result.pairs]], commands(actions, result.pairs)
     lag, curve = None, None
     if result.pairs:

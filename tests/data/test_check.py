@@ -285,6 +285,29 @@ def test_angles_that_wrap_are_no_jumps() -> None:
     assert check(each(clean(4), turned)) == []
 
 
+def test_an_angle_that_wraps_in_one_episode_is_no_jump() -> None:
+    """... and that one is not among those that were looked at first."""
+    data = clean(4, count=200)
+    proprio = data.items[VICTIM].observations["proprio"].copy()
+    proprio[:, 5] = np.where(np.arange(len(proprio)) < 9, proprio[:, 5] - np.pi, proprio[:, 5] + np.pi)
+    assert check(with_episode(data, VICTIM, observations={"proprio": proprio})) == []
+
+
+def test_one_gripper_of_hundreds_that_never_moves_is_a_warning() -> None:
+    findings = check(_actions(clean(4, count=200), lambda a: a[:, 6].fill(1)))
+    assert [(finding.fault, finding.severity) for finding in findings] == [("stuck-gripper", "warning")]
+
+
+def test_a_simulators_state_may_be_all_but_zero() -> None:
+    """A speed that halves at every step of the physics."""
+
+    def resting(episode: Episode) -> Episode:
+        state = np.full((len(episode) + 1, 2), 4.59e-41, np.float32)
+        return replace(episode, observations={**episode.observations, "state": state})
+
+    assert check(each(clean(4), resting)) == []
+
+
 def test_clean_without_proprio_frames_or_labels() -> None:
     def bare(episode: Episode) -> Episode:
         return replace(
