@@ -11,29 +11,20 @@ import torch
 from policies.base import Observations, Policy
 from robot_rl.critic import Critic
 from robot_rl.steering.config import VotingConfig
-from robot_rl.steering.steered_policy import Decision, both_see, steered_spec
+from robot_rl.steering.steered_policy import CriticsChoice, Decision
 
 
-class MajorityVoting:
+class MajorityVoting(CriticsChoice):
     """Axes: B observations, N draws, M policy samples, K candidates, H chunk, A action."""
 
     def __init__(self, policy: Policy, critic: Critic, config: VotingConfig) -> None:
-        self.policy, self.critic, self.config = policy, critic, config
-        self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
-        self.observation_spec = both_see(policy, critic)
-        self.last_decision: Decision | None = None
+        super().__init__(policy, critic)
+        self.config = config
         gripper = [
             unit == "open" or "gripper" in name
             for name, unit in zip(policy.action_spec.names, policy.action_spec.units, strict=True)
         ]
         self._gripper = torch.tensor(gripper)
-
-    @property
-    def device(self) -> torch.device:
-        return self.critic.device
-
-    def reset(self) -> None:
-        self.policy.reset()
 
     @torch.no_grad()
     def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:

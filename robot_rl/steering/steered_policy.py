@@ -38,11 +38,11 @@ class Decision:
         return cls(values, candidates, critic.values(z, chosen[:, None])[..., 0].std(dim=0, correction=0))
 
 
-class SteeredPolicy:
-    """Axes: B observations, N draws, K candidates a draw, H chunk, A action, E members."""
+class CriticsChoice:
+    """A policy whose chunks a critic chooses: it samples, as a Policy does, and says in `last_decision` what it chose from."""
 
-    def __init__(self, policy: Policy, critic: Critic, config: SteeringConfig | None = None) -> None:
-        self.policy, self.critic, self.config = policy, critic, config or SteeringConfig()
+    def __init__(self, policy: Policy, critic: Critic) -> None:
+        self.policy, self.critic = policy, critic
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
         self.observation_spec = both_see(policy, critic)
         self.last_decision: Decision | None = None
@@ -54,6 +54,14 @@ class SteeredPolicy:
 
     def reset(self) -> None:
         self.policy.reset()
+
+
+class SteeredPolicy(CriticsChoice):
+    """Axes: B observations, N draws, K candidates a draw, H chunk, A action, E members."""
+
+    def __init__(self, policy: Policy, critic: Critic, config: SteeringConfig | None = None) -> None:
+        super().__init__(policy, critic)
+        self.config = config or SteeringConfig()
 
     @torch.no_grad()
     def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
