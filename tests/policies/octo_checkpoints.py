@@ -23,6 +23,8 @@ T5 = {
     "pad_token_id": 0,
     "is_encoder_decoder": True,
 }
+CAMERAS = ("image_primary", "image_wrist")
+DIMS = {"action_horizon": 3, "action_dim": 5}
 WORDS = ("<pad>", "</s>", "<unk>", "pick", "up", "the", "spoon", "open", "drawer", "go", "left", "right")
 
 
@@ -166,7 +168,7 @@ def write(
 ) -> Path:
     """A checkpoint, its T5 beside it. old: with the names and the attention of December 2023. change: of the arrays, by path."""
     sizes = sizes or {"image_primary": 32, "image_wrist": 16}
-    head = head or {"name": "DiffusionActionHead", "kwargs": {"action_horizon": 3, "action_dim": 5, "hidden_dim": 32}}
+    head = head or {"name": "DiffusionActionHead", "kwargs": {**DIMS, "hidden_dim": 32}}
     head = {"name": head["name"], "kwargs": {"readout_key": "readout_action", **head["kwargs"]}}
     tokenizers = tokenizers or {name: image_tokenizer(f"image_{name}") for name in ("primary", "wrist")}
     model = {

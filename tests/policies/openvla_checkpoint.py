@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from policies import examples
@@ -81,6 +84,27 @@ def write_oft(folder: Path, action: int = 7, proprio: int | None = 8, prefix: st
         torch.save(
             {f"{prefix}{key}": value for key, value in projector.items()}, folder / f"proprio_projector--{step}_checkpoint.pt"
         )
+
+
+def copy_with(folder: Path, to: Path, **changes: Any) -> Path:
+    """The folder again, its large files linked; config.json with changes."""
+    to.mkdir()
+    for file in folder.iterdir():
+        os.link(file, to / file.name)
+    if changes:
+        config = {**json.loads((folder / "config.json").read_text()), **changes}
+        (to / "config.json").unlink()
+        (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+def observations(
+    batch: int = 2, cameras: tuple[str, ...] = ("image_primary",), size: int = 28, seed: int = 0
+) -> dict[str, Any]:
+    """Of up to three instructions, of different lengths."""
+    rng = np.random.default_rng(seed)
+    images = {camera: rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8) for camera in cameras}
+    return {**images, "instruction": ["go left", "go to the right", "go"][:batch]}
 
 
 def openvla(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from robot_rl.config import CloningConfig, TrainingConfig
 from robot_rl.recipes import train_policy
 from robot_rl.steering import SteeredPolicy, SteeringConfig
 from tests.policies.families import CONFIGS, DETERMINISTIC, MEMBERS, VECTORS, critic_for
+from tests.policies.seeded import generator, observations
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +39,8 @@ def policy(name, made, store) -> Policy:
     return made[name]
 
 
-def observations(policy: Policy, batch: int, seed: int = 0) -> dict:
-    rng, wanted = np.random.default_rng(seed), observation_spec(policy)
-    images = {key: rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8) for key, size in wanted.images.items()}
-    vectors = {key: rng.normal(size=(batch, size)).astype(np.float32) for key, size in wanted.vectors.items()}
-    return {**images, **vectors, "instruction": [("go left", "go right")[i % 2] for i in range(batch)]}
-
-
 def rows(seen: dict, index) -> dict:
     return {key: [value[i] for i in index] if key == "instruction" else value[index] for key, value in seen.items()}
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_every_family_is_a_member():

@@ -24,6 +24,7 @@ from policies.formats.stanford_checkpoint import convert_checkpoint
 from policies.history import MASK
 from robot_rl.commands.convert_policy import ConvertPolicy
 from tests.policies import foreign_checkpoints as made
+from tests.policies.seeded import generator, observations
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "dp_stanford_tiny"
 needs_fixture = pytest.mark.skipif(not FIXTURE.is_dir(), reason=f"the originals' outputs are not here ({FIXTURE.name})")
@@ -37,23 +38,12 @@ CONFIGS = {
 }
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("stanford")
     for name, cfg in CONFIGS.items():
         convert_checkpoint(made.stanford_ckpt(root / f"{name}.ckpt", cfg), root / name)
     return {name: root / name for name in CONFIGS}
-
-
-def observations(policy: StanfordPolicy, batch: int = 2) -> dict[str, Any]:
-    rng, spec = np.random.default_rng(0), policy.observation_spec
-    images = {key: rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8) for key, size in spec.images.items()}
-    vectors = {key: rng.normal(size=(batch, size)).astype(np.float32) for key, size in spec.vectors.items()}
-    return {**images, **vectors, "instruction": ["x"] * batch}
 
 
 @needs_fixture

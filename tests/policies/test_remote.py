@@ -22,11 +22,8 @@ from policies.remote import RemotePolicy
 from robot_rl.runtime import PolicyService
 from robot_rl.steering import SteeredPolicy, SteeringConfig
 from tests.policies.families import CONFIGS, critic_for, make
+from tests.policies.seeded import generator
 from tests.robot_rl.runtime.processes import free_port, listening, serving
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def observations(batch: int, seed: int = 0) -> dict:

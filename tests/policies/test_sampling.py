@@ -14,11 +14,7 @@ from policies.config import AutoregressiveConfig, DiffusionConfig, FlowConfig, G
 from policies.contract import DataContract
 from policies.examples import examples
 from tests.policies.families import CAMERAS, VECTORS, make
-from tests.policies.test_conformance import observations
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.policies.seeded import generator, observations
 
 
 @pytest.mark.parametrize(

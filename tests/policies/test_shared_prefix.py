@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.torchvision_repair import repair_torchvision
 from policies.networks.shared_prefix import hidden_states, prefill, sample_tokens, score_tokens
+from tests.policies.seeded import generator
 
 torch.set_num_threads(1)
 
@@ -39,10 +40,6 @@ def allowed(model, first: int, count: int):
         lambda hidden: torch.nn.functional.linear(hidden, model.lm_head.weight[first : first + count]),
         lambda indices: model.model.embed_tokens(indices + first),
     )
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def full_logits(model, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
