@@ -19,10 +19,12 @@ from policies import FAMILIES
 from policies.config import EncoderConfig
 from policies.contract import ACTION_NORMALIZATION, DataContract
 from policies.loading import family_class
+from policies.networks.encoder import EncodedModel, ObservationEncoder
 from robot_rl.behaviour_cloning import CloningLearner
 from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig
 from robot_rl.critic import CriticConfig, make_learner
 from robot_rl.training import Progress, train
+from robot_rl.vision import Derived, LookProgress, features_of, take_cameras
 
 
 def train_critic(
@@ -33,8 +35,12 @@ def train_critic(
     progress: Progress | None = None,
     mixture: MixtureConfig | None = None,
     target: TargetConfig | None = None,
+    look: LookProgress | None = None,
 ) -> list[dict[str, float]]:
-    """Train (or resume) a critic on a store, or a mixture of stores, in the folder `out`; returns its metrics."""
+    """Train (or resume) a critic on a store, or a mixture of stores, in the folder `out`; returns its metrics.
+
+    look: called with (frames done, frames in all) where another run's camera networks look at them first (`encoder.vision`).
+    """
     mixture, target = mixture or MixtureConfig(), target or TargetConfig()
     stores = _open_stores(Path(data), mixture.mix)
     critic = replace(critic, encoder=_with_inputs(critic.encoder, [store for store, _ in stores]))
@@ -46,7 +52,12 @@ def train_critic(
     torch.manual_seed(training.seed)
     learner = make_learner(critic, contract)
     relabelling = Relabelling(target.hindsight, target.negatives)
-    sampler = _sampler(stores, mixture, critic.chunk, keys=critic.encoder.inputs, n_step=target.n_step, relabelling=relabelling)
+    if critic.encoder.vision and relabelling.active:
+        raise InputError("--vision's features are of each episode's own instruction; leave out --hindsight and --negatives")
+    derived = _look(learner.online.encoder, stores, look)
+    learner.target.encoder.load_state_dict(learner.online.encoder.state_dict())
+    options: dict[str, Any] = {"n_step": target.n_step, "relabelling": relabelling}
+    sampler = _sampler(stores, mixture, critic.chunk, derived, keys=critic.encoder.inputs, **options)
     drawing = {"mixture": asdict(mixture), "target": asdict(target)}
     return train(learner, sampler.batch, contract, training, Path(out), progress, drawing)
 
@@ -59,10 +70,11 @@ def train_policy(
     training: TrainingConfig,
     progress: Progress | None = None,
     mixture: MixtureConfig | None = None,
+    look: LookProgress | None = None,
 ) -> list[dict[str, float]]:
     """Clone (or resume cloning) the behaviour in a store or a mixture with a policy in the folder `out`; returns its metrics.
 
-    config: the settings of a family, its `config_type`, such as policies.config.DiffusionConfig.
+    config: the settings of a family, its `config_type`, such as policies.config.DiffusionConfig. look: as for `train_critic`.
     """
     policy_class, mixture = trainable_family(config.family), mixture or MixtureConfig()
     stores = _open_stores(Path(data), mixture.mix)
@@ -70,10 +82,10 @@ def train_policy(
     contract = DataContract.from_stores([store for store, _ in stores], config.chunk, config.encoder.inputs)
     torch.manual_seed(training.seed)
     policy = policy_class.create(config, contract)
+    derived = _look(policy.encoder, stores, look) if isinstance(policy, EncodedModel) else None
     learner = CloningLearner(policy, cloning, training.steps)
-    sampler = _sampler(
-        stores, mixture, config.chunk, keys=config.encoder.inputs, every_start=True, window=policy.observation_spec.window
-    )
+    options: dict[str, Any] = {"every_start": True, "window": policy.observation_spec.window}
+    sampler = _sampler(stores, mixture, config.chunk, derived, keys=config.encoder.inputs, **options)
     return train(learner, sampler.batch, contract, training, Path(out), progress, {"mixture": asdict(mixture)})
 
 
@@ -111,11 +123,20 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
+def _look(encoder: ObservationEncoder, stores: list[tuple[Store, float]], look: LookProgress | None) -> list[Derived] | None:
+    """Take over camera networks where the settings say so, and what they see in each of the stores."""
+    if not encoder.config.vision:
+        return None
+    take_cameras(encoder, encoder.config.vision)
+    return [features_of(encoder, store, look) for store, _ in stores]
+
+
 def _sampler(
-    stores: list[tuple[Store, float]], mixture: MixtureConfig, chunk: int, **options: Any
+    stores: list[tuple[Store, float]], mixture: MixtureConfig, chunk: int, derived: list[Derived] | None, **options: Any
 ) -> ChunkSampler | MixtureSampler:
     caps: dict[str, Any] = {"episodes": mixture.max_episodes, "starts_per_episode": mixture.max_starts}
-    samplers = [ChunkSampler(store, chunk, **caps, **options) for store, _ in stores]
+    seen = derived or [{}] * len(stores)
+    samplers = [ChunkSampler(store, chunk, **caps, **options, derived=d) for (store, _), d in zip(stores, seen, strict=True)]
     if len(samplers) == 1:
         return samplers[0]
     return MixtureSampler.weighted(samplers, [weight for _, weight in stores], ACTION_NORMALIZATION)

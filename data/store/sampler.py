@@ -5,6 +5,7 @@ A transition here is H control steps long: from s_t the chunk a_t .. a_{t+H-1} l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,14 @@ class ChunkSampler:
         relabelling: Relabelling | None = None,
         starts_per_episode: int | None = None,
         episodes: int | None = None,
+        derived: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     ) -> None:
         """discount: gamma of one control step, the store's own if None. keys: the observations to return, all if None.
 
         window: with W > 1 each observation comes with those before it, [B,W,...], and `timestep_pad_mask` as in policies/history.py.
         relabelling: instructions other than the episode's own (see data/labels/relabelling.py). episodes, starts_per_episode: draw
-        from so many episodes only, evenly spread, and from so many starts of each.
+        from so many episodes only, evenly spread, and from so many starts of each. derived: key -> what is returned in its place, by
+        names of their own, [rows, ...] each; the store must not grow then.
         """
         if horizon < 1 or (n_step is not None and n_step < 1):
             raise InputError(f"the chunk must have at least one action and the backup one step, got {horizon} and {n_step}")
@@ -60,6 +63,7 @@ class ChunkSampler:
         self.relabelling = relabelling or Relabelling()
         self.relabelling.check(store)
         self._starts_per_episode, self._episodes = starts_per_episode, episodes
+        self._derived = dict(derived or {})
         # Everything but the images is small: it lives in memory.
         self._ram: dict[str, np.ndarray] = {}
         self._buffers: dict[str, np.ndarray] = {}
@@ -202,7 +206,12 @@ class ChunkSampler:
             first = self._ram["first"][rows][:, None]
             episode["timestep_pad_mask"] = back >= first
             rows = np.maximum(back, first)
-        steps = {key: self._ram[key][rows] if key in self._ram else self._gather(key, rows) for key in self.keys}
+        steps: dict[str, Any] = {}
+        for key in self.keys:
+            if key in self._derived:
+                steps |= {name: values[rows] for name, values in self._derived[key].items()}
+            else:
+                steps[key] = self._ram[key][rows] if key in self._ram else self._gather(key, rows)
         return {**steps, **episode}
 
     def _gather(self, key: str, rows: np.ndarray) -> np.ndarray:

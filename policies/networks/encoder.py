@@ -1,11 +1,13 @@
 """Observation encoders: cameras, proprioception, simulator state and the instruction become one feature vector z [B,Z].
 
 Images go through a ResNet with GroupNorm, FiLM-conditioned on the instruction after every block as in V-GPS (2410.13816):
-x <- x (1 + a(l)) + b(l), zero-initialised. Vectors go through a small MLP conditioned in the same way.
+x <- x (1 + a(l)) + b(l), zero-initialised. Vectors go through a small MLP conditioned in the same way. Camera networks that stay as
+they are need look at a frame once only: their features can take its place (`FEATURES`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from policies.config import EncoderConfig, ImageEncoderName
 from policies.contract import DataContract
 from policies.history import latest, to_tensor
 
+FEATURES = "features_"
+"""Before a camera's key: its network's features [B,F], in place of the frames that they are of."""
 _RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "resnet_small": ((1, 1, 1, 1), (32, 64, 128, 128)),
     "resnet34": ((3, 4, 6, 3), (64, 128, 256, 512)),
@@ -104,11 +108,17 @@ class ObservationEncoder(nn.Module):
         self.language = nn.Linear(condition, 32)
         self.output += 32
 
-    def tensors(self, observations: Observations) -> dict[str, torch.Tensor]:
-        """Raw numpy observations -> normalised tensors on this module's device; the only place where they are rescaled."""
+    def tensors(self, observations: Observations, keys: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+        """Raw numpy observations -> normalised tensors on this module's device; the only place where they are rescaled.
+
+        keys: only these of the inputs; none means all.
+        """
         device = self.language.weight.device
         result = {"instruction": self._instruction(observations).to(device)}
-        for key in self.config.inputs:
+        for key in keys or self.config.inputs:
+            if FEATURES + key in observations:
+                result[key] = to_tensor(observations[FEATURES + key]).to(device).float()
+                continue
             if key not in observations:
                 raise InputError(
                     f"the observation lacks {key!r}, which this model was trained on (it has {sorted(observations)})"
@@ -137,11 +147,17 @@ class ObservationEncoder(nn.Module):
             given = self.contract.language.encode(list(observations["instruction"]))
         return torch.as_tensor(np.asarray(given, dtype=np.float32))
 
+    def features(self, key: str, frames: np.ndarray, embeddings: np.ndarray) -> torch.Tensor:
+        """[B,F] of one camera, from uint8 frames [B,h,w,3] and the instructions' embeddings [B,L]."""
+        tensors = self.tensors({key: frames, "instruction_embedding": embeddings}, (key,))
+        return self._see(key, tensors[key], _unit_scale(tensors["instruction"]))
+
+    def _see(self, key: str, x: torch.Tensor, instruction: torch.Tensor) -> torch.Tensor:
+        return self.cameras[key](x, instruction) if x.ndim == 4 else x
+
     def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        instruction = tensors["instruction"]
-        # Unit-norm embeddings have entries of about 1/sqrt(L); bring them to unit scale.
-        instruction = instruction * instruction.shape[-1] ** 0.5
-        parts = [self.cameras[key](tensors[key], instruction) for key in self.image_keys]
+        instruction = _unit_scale(tensors["instruction"])
+        parts = [self._see(key, tensors[key], instruction) for key in self.image_keys]
         if self.vector_keys:
             vector = torch.cat([tensors[key] for key in self.vector_keys], dim=-1)
             hidden = F.silu(self.vector_film(self.vector_in(vector), instruction))
@@ -177,6 +193,11 @@ class EncodedModel(nn.Module):
     def encode(self, observations: Observations) -> torch.Tensor:
         """Batched raw observations -> z [B,Z]. Of windowed ones (policies/history.py) the newest step counts."""
         return self.encoder(self.encoder.tensors(latest(observations)))
+
+
+def _unit_scale(instruction: torch.Tensor) -> torch.Tensor:
+    """Unit-norm embeddings [B,L] have entries of about 1/sqrt(L); bring them to unit scale."""
+    return instruction * instruction.shape[-1] ** 0.5
 
 
 def vector_features(values: torch.Tensor, normalizer: Normalizer) -> torch.Tensor:

@@ -26,12 +26,12 @@ class TrainCritic:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def run(self) -> None:
-        from robot_rl.console import check_writable, training_progress
+        from robot_rl.console import check_writable, counting_progress, training_progress
         from robot_rl.recipes import train_critic
 
         check_writable(self.out, "--out", folder=True)
-        with training_progress("critic") as progress:
-            metrics = train_critic(self.data, self.out, self.critic, self.training, progress, self.mixture, self.target)
+        with counting_progress("looking at frames") as look, training_progress("critic") as progress:
+            metrics = train_critic(self.data, self.out, self.critic, self.training, progress, self.mixture, self.target, look)
         _say(self.out, self.training.steps, metrics)
 
 
@@ -51,12 +51,14 @@ class TrainPolicy(Generic[Config]):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def run(self) -> None:
-        from robot_rl.console import check_writable, training_progress
+        from robot_rl.console import check_writable, counting_progress, training_progress
         from robot_rl.recipes import train_policy
 
         check_writable(self.out, "--out", folder=True)
-        with training_progress("policy") as progress:
-            metrics = train_policy(self.data, self.out, self.settings, self.cloning, self.training, progress, self.mixture)
+        with counting_progress("looking at frames") as look, training_progress("policy") as progress:
+            metrics = train_policy(
+                self.data, self.out, self.settings, self.cloning, self.training, progress, self.mixture, look
+            )
         _say(self.out, self.training.steps, metrics)
 
 
