@@ -82,15 +82,22 @@ class BenchSampling:
 
 @dataclass(frozen=True)
 class BenchSteering:
-    """Time of one decision, steered with K candidates, as a multiple of the policy's own in the same run, on one thread."""
+    """Time of one decision, steered with K candidates, as a multiple of the policy's own in the same run, on one thread.
+
+    With --env: beside the success that it buys.
+    """
 
     policy: str  # a folder that `robot-rl train policy` wrote, or any other policy's spec
     critic: Path  # folder that `robot-rl train critic` wrote
     repeats: int = 50  # timed decisions of each variant
+    env: str | None = None  # measure success too, in these environments, as for `robot-rl evaluate`
+    episodes: int = 50  # of each environment and variant
+    seed: int = 6_000_000  # of the first episode
+    workers: int = 2  # processes for the episodes
     json: Path | None = None  # where to write the numbers
 
     def __post_init__(self) -> None:
-        check_settings(self, repeats=POSITIVE)
+        check_settings(self, repeats=POSITIVE, episodes=POSITIVE, workers=POSITIVE)
 
     def run(self) -> None:
         from rich.console import Console
@@ -102,13 +109,48 @@ class BenchSteering:
         from robot_rl.steering.bench import bench
 
         check_writable(self.json)
-        rows = bench(load_policy(self.policy), load_critic(self.critic), self.repeats)
-        table = Table("decision", "ms (median)", "x policy alone", title="steering, one observation, one thread")
+        rates = self._success()
+        rows = [
+            {**row, **rates.get(row["what"], {})}
+            for row in bench(load_policy(self.policy), load_critic(self.critic), self.repeats)
+        ]
+        table = Table(
+            "decision", "ms (median)", "x policy alone", *["success (95%)"] * bool(rates), title="one observation, one thread"
+        )
+        parts = Table("what it is made of", "ms (median)", "x encoding")
         for row in rows:
-            table.add_row(row["what"], f"{row['milliseconds']:.2f}", f"{row['ratio']:.2f}")
-        Console().print(table)
+            cells = [row["what"], f"{row['milliseconds']:.2f}", f"{row.get('ratio', row.get('encodings')):.2f}"]
+            if "ratio" in row:
+                low, high = row.get("interval", (0, 0))
+                table.add_row(*cells, *[f"{100 * row['success']:.0f}% ({100 * low:.0f} to {100 * high:.0f})"] if rates else [])
+            else:
+                parts.add_row(*cells)
+        console = Console()
+        console.print(table)
+        console.print(parts)
         if self.json:
             write_json(self.json, {"rows": rows})
+
+    def _success(self) -> dict[str, dict[str, object]]:
+        """Of each decision's name: success and its interval, over all episodes."""
+        if self.env is None:
+            return {}
+        from robot_rl.console import evaluation_progress
+        from robot_rl.evaluation.evaluate import local_pool, run_contests
+        from robot_rl.evaluation.statistics import wilson_interval
+        from robot_rl.evaluation.steering import make_contest
+        from robot_rl.steering import Method
+        from robot_rl.steering.bench import ALONE, VARIANTS
+
+        methods = {ALONE: Method("base"), **{name: Method("steered", config) for name, config in VARIANTS.items()}}
+        contest = make_contest(self.policy, self.critic, self.env, self.episodes, self.seed, methods)
+        with evaluation_progress() as progress:
+            result = run_contests({"": contest}, local_pool(self.workers), on_block=progress)[""]
+        found = {}
+        for name, tasks in result.outcomes.items():
+            won = [outcome.success for outcomes in tasks.values() for outcome in outcomes]
+            found[name] = {"success": sum(won) / len(won), "interval": list(wilson_interval(sum(won), len(won)))}
+        return found
 
 
 @dataclass(frozen=True)

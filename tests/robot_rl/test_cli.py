@@ -178,10 +178,14 @@ def test_benchmarks_measure(tmp_path, trained):
     assert rates.keys() == {"tabletop/stack", "robosuite/stack"}
     assert all(rate > 0 for task in rates.values() for rate in task.values())
     pair = ["--policy", str(trained / "policy"), "--critic", str(trained / "critic")]
-    assert main(["bench", "steering", *pair, "--repeats", "2", "--json", str(tmp_path / "steering.json")]) == 0
+    command = ["bench", "steering", *pair, "--repeats", "2", "--json", str(tmp_path / "steering.json")]
+    assert main([*command, "--env", "tabletop/reach", "--episodes", "2", "--workers", "1"]) == 0
     rows = json.loads((tmp_path / "steering.json").read_text())["rows"]
     assert rows[0]["what"] == "policy alone"
     assert rows[0]["ratio"] == 1
+    decisions = [row for row in rows if "ratio" in row]
+    assert len(decisions) < len(rows)
+    assert all(0 <= row["interval"][0] <= row["success"] <= row["interval"][1] <= 1 for row in decisions)
 
 
 @pytest.mark.parametrize(
