@@ -30,23 +30,30 @@ done
 clone() { # suite family store options...
   local suite=$1 family=$2 store=$3
   shift 3
-  robot-rl train policy --policy "$family" --data "$out/$suite/$store" --out "$out/$suite/$family" "$@"
+  robot-rl train policy --policy "$family" --data "$out/$suite/$store" --out "$out/$suite/$family" --steps 6000 "$@"
 }
 
-train() { # suite steps inputs...
-  local suite=$1 steps=$2
-  shift 2
-  robot-rl train critic --data "$out/$suite/all" --out "$out/$suite/critic" --steps "$steps" --inputs "$@"
-  clone "$suite" gaussian careful --steps "$steps" --inputs "$@"
-  clone "$suite" diffusion mixed --steps "$steps" --inputs "$@"
-  clone "$suite" flow dithering --steps "$steps" --inputs "$@"
-  clone "$suite" autoregressive sloppy --steps "$steps" --batch-size 64 --layers 2 --prefix 4 --inputs "$@"
-  clone "$suite" octo poor --steps "$steps" --batch-size 64 --language sentence --inputs "$@"
+train() { # suite options-of-what-they-look-at...
+  local suite=$1
+  shift
+  robot-rl train critic --data "$out/$suite/all" --out "$out/$suite/critic" --steps 6000 "$@"
+  clone "$suite" gaussian careful "$@"
+  clone "$suite" diffusion mixed "$@"
+  clone "$suite" flow dithering "$@"
+  clone "$suite" autoregressive sloppy --batch-size 64 --layers 2 --prefix 4 "$@"
 }
 
-# The suites are trained side by side, a core each.
-train robosuite 6000 state proprio &
-train tabletop 6000 image_primary image_wrist proprio
+# On the tabletop they look through two cameras, and share networks that learned to see from the critic's data; octo has its own.
+images=(--inputs image_primary image_wrist proprio)
+{
+  robot-rl train policy --policy gaussian --data $out/tabletop/all --out $out/tabletop/vision --steps 6000 --batch-size 64 "${images[@]}"
+  train tabletop "${images[@]}" --vision $out/tabletop/vision
+} & # a core for each of the two
+{
+  train robosuite --inputs state proprio
+  clone robosuite octo poor --batch-size 64 --language sentence --inputs state proprio
+  clone tabletop octo poor --batch-size 64 --language sentence "${images[@]}"
+}
 wait
 
 robot-rl benchmark "$here/five_policies.json" --out $out/results
