@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,14 @@ class Finding:
         """About some episodes: "N episodes: message"."""
         noun = "episode" if len(episodes) == 1 else "episodes"
         return cls(severity, fault, f"{len(episodes)} {noun}: {message}", advice, len(episodes), tuple(episodes[:SHOWN]))
+
+    @classmethod
+    def told(
+        cls, severity: Literal["error", "warning"], fault: str, messages: Mapping[str, str], advice: str
+    ) -> Iterator[Finding]:
+        """One about the episodes that have a message, in the words of the first; none where none has."""
+        if messages:
+            yield cls.of(severity, fault, list(messages), next(iter(messages.values())), advice)
 
     def __str__(self) -> str:
         where = f" ({', '.join(self.episodes)}{', ...' if self.count > len(self.episodes) else ''})" if self.episodes else ""

@@ -57,14 +57,7 @@ def motion_faults(found: Survey) -> Iterator[Finding]:
                     spikes.setdefault(
                         facts.source, f"{names[i]} is {value:.3g} at step {at}, 98% are in {_span(q01[i], q99[i])}"
                     )
-    if spikes:
-        yield Finding.of(
-            "error",
-            "action-spike",
-            list(spikes),
-            next(iter(spikes.values())),
-            "cut or repair them: they stretch every normaliser",
-        )
+    yield from Finding.told("error", "action-spike", spikes, "cut or repair them: they stretch every normaliser")
     jumps: dict[str, str] = {}
     for index, pair in enumerate(found.pairs):
         for facts in sane:
@@ -74,14 +67,7 @@ def motion_faults(found: Survey) -> Iterator[Finding]:
                     f"{found.proprio_key}[{pair.proprio}] moves by {facts.jump[index]:.3g} after step {facts.jump_at[index]}, "
                     f"99% of steps move it by less than {changes[index]:.2g}",
                 )
-    if jumps:
-        yield Finding.of(
-            "error",
-            "proprio-jump",
-            list(jumps),
-            next(iter(jumps.values())),
-            "two recordings in one, or missing steps: split the episode there",
-        )
+    yield from Finding.told("error", "proprio-jump", jumps, "two recordings in one, or missing steps: split the episode there")
     frozen = [facts for facts in found.episodes if facts.frozen[0] >= max(FROZEN_STEPS, FROZEN_SHARE * facts.length)]
     if frozen:
         length, start = frozen[0].frozen

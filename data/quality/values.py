@@ -21,23 +21,18 @@ def value_faults(found: Survey) -> Iterator[Finding]:
             # A simulator's state is no sensor's: what comes to rest in it does so by halves.
             if extreme.subnormal is not None and key != "state":
                 subnormal.setdefault(facts.source, f"{key} is all but 0, under 1e-38, at step {extreme.subnormal}")
-    absurd = absurd_values(found)
-    if absurd:
-        yield Finding.of(
-            "error",
-            "absurd-value",
-            list(absurd),
-            next(iter(absurd.values())),
-            "memory that was never written, or a lost packet: repair or drop them, one such number ruins every normaliser",
-        )
-    if subnormal:
-        yield Finding.of(
-            "warning",
-            "subnormal-value",
-            list(subnormal),
-            next(iter(subnormal.values())),
-            "no sensor says that, memory that was never written does: look at what fills this signal",
-        )
+    yield from Finding.told(
+        "error",
+        "absurd-value",
+        absurd_values(found),
+        "memory that was never written, or a lost packet: repair or drop them, one such number ruins every normaliser",
+    )
+    yield from Finding.told(
+        "warning",
+        "subnormal-value",
+        subnormal,
+        "no sensor says that, memory that was never written does: look at what fills this signal",
+    )
 
 
 def absurd_values(found: Survey) -> dict[str, str]:
