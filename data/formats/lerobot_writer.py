@@ -212,7 +212,10 @@ class LeRobotWriter:
         columns = {key: _column(value) for key, value in steps.items() if key not in self._videos}
         table = pa.table(columns)
         if self._data.full(DATA_FILE_BYTES):
-            self._data.writer = _Table(self._data.next(self._folder, _DATA), table.schema)
+            # Where a file is read without info.json (streaming, the hub's viewer), this is how it says which columns are pictures.
+            pictures = {key: {"_type": "Image"} for key, feature in self._features.items() if feature["dtype"] == "image"}
+            schema = table.schema.with_metadata({"huggingface": json.dumps({"info": {"features": pictures}})})
+            self._data.writer = _Table(self._data.next(self._folder, _DATA), schema)
         self._data.writer.add(table)
         bounds = {"dataset_from_index": self._num_frames, "dataset_to_index": self._num_frames + table.num_rows}
         return {**{f"data/{name}": value for name, value in self._data.indices.items()}, **bounds}

@@ -89,9 +89,11 @@ class RobomimicEpisode:
 
     def texts(self) -> dict[str, str]:
         with _reading(f"{self.source}: it"):
-            values = {name.removeprefix("info/"): _text(value) for name, value in self.demo.attrs.items()}
+            texts = {name: _text(value) for name, value in self.demo.attrs.items() if isinstance(value, (bytes, str))}
         # model_file is the simulator's whole XML, ep_meta its JSON.
-        return {name: value for name, value in values.items() if value and name not in (_TEXT, "model_file", "ep_meta")}
+        return {
+            name.removeprefix("info/"): text for name, text in texts.items() if name not in (_TEXT, "model_file", "ep_meta")
+        }
 
     def _instruction(self) -> str:
         own = _text(self.demo.attrs.get(_TEXT))

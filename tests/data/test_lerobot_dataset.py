@@ -210,6 +210,20 @@ def test_layout_is_that_of_lerobot(written: Path) -> None:
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
 
 
+def test_rows_say_which_columns_are_pictures(tmp_path: Path) -> None:
+    """As lerobot's own do, whose streaming reader and the hub look there alone."""
+    with LeRobotWriter(tmp_path / "out", ACTION, "png") as writer:
+        writer.add(EPISODES[0])
+
+    def pictures(root: Path) -> dict[str, Any]:
+        metadata = parquet.read_schema(root / "data/chunk-000/file-000.parquet").metadata
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {key: feature for key, feature in features.items() if feature["_type"] == "Image"}
+
+    theirs = pictures(FIXTURES / "lerobot_v30")["observation.images.wrist"]
+    assert pictures(tmp_path / "out") == dict.fromkeys(["observation.images.primary", "observation.images.wrist"], theirs)
+
+
 def test_statistics_are_those_of_the_frames(written: Path) -> None:
     statistics = json.loads((written / "meta/stats.json").read_text())["observation.state"]
     values = np.concatenate([episode.observations["proprio"] for episode in EPISODES])

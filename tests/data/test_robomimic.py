@@ -345,7 +345,10 @@ def same(a: Episode, b: Episode) -> None:
 
 
 def test_what_is_written_reads_back(tmp_path: Path, episodes: list[Episode]) -> None:
-    told = [replace(e, rewards=np.arange(len(e), dtype=np.float32), terminated=bool(i % 2)) for i, e in enumerate(episodes)]
+    told = [
+        replace(e, rewards=np.arange(len(e), dtype=np.float32), terminated=bool(i % 2), info={"note": "odd" * (i % 2)})
+        for i, e in enumerate(episodes)
+    ]
     for name, given in (("plain.hdf5", episodes), ("told.hdf5", told)):
         with RobomimicWriter(tmp_path / name, ACTION) as writer:
             for number, episode in enumerate(given):
