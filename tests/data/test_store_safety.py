@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,24 @@ from tests.data.test_replay import at, check_against, language, play
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def fails_at(number: int, error: BaseException, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the act came to its write of this number, which fails."""
+    write, calls = os.pwrite, itertools.count()
+
+    def limited(*arguments: Any) -> int:
+        if next(calls) == number:
+            raise error
+        return write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", limited)
+        try:
+            act()
+        except type(error):
+            return True
+    return False
 
 
 @pytest.fixture
@@ -69,32 +89,19 @@ def test_a_last_step_that_fails_anywhere_can_be_taken_again(
     tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever write of the step that ends an episode fails: what is committed stays, and the same step then works."""
-    episodes, write, failures = make_episodes(2), os.pwrite, 0
+    episodes, failures = make_episodes(2), 0
     for allowed in range(40):
         out = tmp_path / str(allowed)
         with ReplayWriter(out, ACTION, language=language()) as writer:
             play(writer, episodes[0])
             last = len(episodes[1]) - 1
             play(writer, episodes[1], last)
-            calls = iter(range(1000))
-
-            def limited(*arguments: Any, calls: Any = calls, allowed: int = allowed) -> int:
-                if next(calls) == allowed:
-                    raise error
-                return write(*arguments)
 
             def step(writer: ReplayWriter = writer, last: int = last) -> None:
                 writer.step(episodes[1].actions[last], at(episodes[1], last + 1), terminated=True, success=True)
 
-            with monkeypatch.context() as patch:
-                patch.setattr("os.pwrite", limited)
-                try:
-                    step()
-                except type(error):
-                    failures += 1
-                    failed = True
-                else:
-                    failed = False
+            failed = fails_at(allowed, error, step, monkeypatch)
+            failures += failed
             if failed:
                 check_against(Store.open(out), 1, episodes[1], last, False)
                 step()
@@ -152,19 +159,13 @@ def test_a_row_that_is_taken_back_takes_its_checksum_along(tmp_path: Path) -> No
 def test_a_begin_or_end_that_fails_anywhere_can_be_taken_again(
     tmp_path: Path, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    episodes, write, failures = make_episodes(2), os.pwrite, 0
+    episodes, failures, full = make_episodes(2), 0, OSError(28, "No space left on device")
     for allowed in range(40):
         out = tmp_path / str(allowed)
         with ReplayWriter(out, ACTION, language=language()) as writer:
             play(writer, episodes[0])
             if during == "end":
                 play(writer, episodes[1], 3)
-            calls = iter(range(1000))
-
-            def limited(*arguments: Any, calls: Any = calls, allowed: int = allowed) -> int:
-                if next(calls) == allowed:
-                    raise OSError(28, "No space left on device")
-                return write(*arguments)
 
             def act(writer: ReplayWriter = writer) -> None:
                 if during == "end":
@@ -172,15 +173,8 @@ def test_a_begin_or_end_that_fails_anywhere_can_be_taken_again(
                 else:
                     writer.begin(at(episodes[1], 0), episodes[1].instruction)
 
-            with monkeypatch.context() as patch:
-                patch.setattr("os.pwrite", limited)
-                try:
-                    act()
-                except OSError:
-                    failures += 1
-                    failed = True
-                else:
-                    failed = False
+            failed = fails_at(allowed, full, act, monkeypatch)
+            failures += failed
             if failed:
                 act()
             if during == "begin":

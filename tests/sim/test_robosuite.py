@@ -1,4 +1,4 @@
-"""What is particular to the robosuite family: its controller is robosuite's, commands are followed, and nothing is imported early."""
+"""What is particular to the robosuite family: its controller is robosuite's, its reach, and nothing is imported early."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+from demonstrations import demonstrate
 
-import sim
-from sim.actions import ACTION_HIGH
 from sim.robosuite import ROBOSUITE
 from sim.robosuite.environment import STATE_NAMES, within_reach
-from sim.rotations import rotation_from_rpy, rotation_from_vector, rpy_from_rotation, vector_from_rotation
+from sim.rotations import rotation_from_vector, vector_from_rotation
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
@@ -74,30 +73,6 @@ def test_the_controller_is_robosuites() -> None:
     env.close()
 
 
-@pytest.mark.parametrize("axis", range(6))
-def test_an_action_moves_the_tool_by_itself(axis: int) -> None:
-    """A step later proprio has changed by what was asked, in the base frame, and by nothing else."""
-    env = gym.make("Robosuite-Lift-v0", cameras=())
-    before = env.reset(seed=0)[0]["proprio"]
-    action = np.zeros(7, np.float32)
-    action[axis], action[6] = 0.3 * ACTION_HIGH[axis], 1.0
-    after = env.step(action)[0]["proprio"]
-    turn = rotation_from_rpy(*after[3:6]) @ rotation_from_rpy(*before[3:6]).T
-    np.testing.assert_allclose((after - before)[:3], action[:3], atol=5e-3)
-    np.testing.assert_allclose(rpy_from_rotation(turn), action[3:6], atol=2e-2)  # the wrist's joints have friction
-    env.close()
-
-
-def test_the_gripper_is_absolute_and_one_is_open() -> None:
-    env = gym.make("Robosuite-Lift-v0", cameras=())
-    env.reset(seed=0)
-    for opening in (0.0, 0.5, 1.0):
-        for _ in range(4):
-            observation = env.step(np.array([0, 0, 0, 0, 0, 0, opening], np.float32))[0]
-        assert observation["proprio"][6] == pytest.approx(opening, abs=0.05)
-    env.close()
-
-
 def test_pushing_on_and_on_stays_in_reach_and_does_not_wind_up() -> None:
     env = gym.make("Robosuite-Lift-v0", cameras=())
     env.reset(seed=0)
@@ -124,29 +99,15 @@ def test_state_has_one_layout_for_all_tasks(env_id: str) -> None:
     env.close()
 
 
-def demonstrate(env_id: str, quality: float, episodes: int) -> float:
-    env = gym.make(env_id, cameras=(), disable_env_checker=True)
-    expert, wins = sim.make_expert(env_id, env, quality, seed=0), 0
-    for seed in range(episodes):
-        env.reset(seed=seed)
-        done = False
-        while not done:
-            _, _, terminated, truncated, info = env.step(expert.act())
-            done = terminated or truncated
-        wins += info["success"]
-    env.close()
-    return wins / episodes
-
-
 @pytest.mark.parametrize("env_id", list(ROBOSUITE.tasks.values()))
 def test_clean_demonstrations_succeed(env_id: str) -> None:
-    assert demonstrate(env_id, 1.0, 4) >= 0.75
+    assert demonstrate(env_id, 1.0, 4)[0] >= 0.75
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", list(ROBOSUITE.tasks.values()))
 def test_quality_orders_success(env_id: str) -> None:
-    clean, middling, poor = (demonstrate(env_id, quality, 50) for quality in (1.0, 0.5, 0.0))
+    clean, middling, poor = (demonstrate(env_id, quality, 50)[0] for quality in (1.0, 0.5, 0.0))
     assert clean >= 0.9
     assert clean > middling > poor
     assert 0 < poor < 0.4

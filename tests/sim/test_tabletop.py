@@ -1,4 +1,4 @@
-"""What is particular to the PyBullet family: actions in the base frame, the state's slots, predicates, independence, speed."""
+"""What is particular to the PyBullet family: the arm's kinematics, the state's slots, predicates, independence, speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from environment_conformance import random_actions, rollout
 
-from sim.actions import ACTION_HIGH
 from sim.bench import bench
 from sim.rotations import rotation_from_rpy, rpy_from_rotation
 from sim.tabletop import TABLETOP
@@ -72,30 +71,6 @@ def test_rpy_round_trip() -> None:
     for angles in np.random.default_rng(0).uniform(-1.4, 1.4, (50, 3)):
         np.testing.assert_allclose(rpy_from_rotation(rotation_from_rpy(*angles)), angles, atol=1e-9)
     np.testing.assert_allclose(POINTING_DOWN[:, 0], [0, 0, -1])  # the hand's own forward axis looks down
-
-
-@pytest.mark.parametrize("axis", range(6))
-def test_an_action_moves_the_tool_by_itself(axis: int) -> None:
-    """0.2 s later proprio has changed by what was asked, in the base frame, and by nothing else."""
-    env = gym.make("Tabletop-Lift-v0", cameras=())
-    before = env.reset(seed=0)[0]["proprio"]
-    action = np.zeros(7, np.float32)
-    action[axis], action[6] = 0.6 * ACTION_HIGH[axis], 1.0
-    after = env.step(action)[0]["proprio"]
-    # Roll and pitch are about the base frame's axes, rpy about the turned tool's: compare rotations.
-    turn = rotation_from_rpy(*after[3:6]) @ rotation_from_rpy(*before[3:6]).T
-    np.testing.assert_allclose([*(after - before)[:3], *rpy_from_rotation(turn)], action[:6], atol=8e-3)
-    env.close()
-
-
-def test_the_gripper_is_absolute_and_one_is_open() -> None:
-    env = gym.make("Tabletop-Lift-v0", cameras=())
-    env.reset(seed=0)
-    for opening in (0.0, 0.5, 1.0):
-        for _ in range(3):
-            observation = env.step(np.array([0, 0, 0, 0, 0, 0, opening], np.float32))[0]
-        assert observation["proprio"][6] == pytest.approx(opening, abs=0.03)
-    env.close()
 
 
 @pytest.mark.parametrize("env_id", list(TABLETOP.tasks.values()))
