@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data import Episode, LanguageEncoder, RldsWriter, Store, convert, open_dataset
+from tests.data import robomimic_files
 
 BRIDGE = Path(__file__).parents[3] / "shared" / "data" / "bridge_dataset" / "1.0.0"
 ACTION = {
@@ -82,3 +83,8 @@ def made_store(tmp_path_factory: pytest.TempPathFactory, written: Path) -> Store
 @pytest.fixture(scope="session")
 def bridge_store(tmp_path_factory: pytest.TempPathFactory, bridge: Path) -> Store:
     return convert(open_dataset(bridge), tmp_path_factory.mktemp("bridge") / "store", language=LanguageEncoder("dataset")).store
+
+
+@pytest.fixture
+def robomimic_file(tmp_path: Path) -> Path:
+    return robomimic_files.write(tmp_path / "square.hdf5", args=robomimic_files.env_args())

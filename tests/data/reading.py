@@ -10,9 +10,9 @@ import pytest
 from data import Episode, InputError, open_dataset
 
 
-def read(path: Path) -> list[Episode | InputError]:
-    """All episodes of the split `train`, a bad one as its InputError."""
-    source = open_dataset(path)
+def read(path: Path, split: str = "train") -> list[Episode | InputError]:
+    """All episodes of the split, a bad one as its InputError."""
+    source = open_dataset(path, split)
     return list(source.read(range(source.length)))
 
 

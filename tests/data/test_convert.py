@@ -1,15 +1,10 @@
-"""convert: what it refuses, what it skips, and that it never destroys what was there."""
+"""convert: what it makes of episodes, what it refuses and what it skips, and how the store is read again."""
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +17,6 @@ import zarr
 from data import (
     ConversionConfig,
     Episode,
-    EpisodeList,
     InputError,
     LanguageEncoder,
     LeRobotWriter,
@@ -36,26 +30,9 @@ from data import (
     read_episodes,
     relabel,
 )
-from data.atomic import _prefix
 from data.quality.check import check
 from data.store.array import CHUNK_BYTES, chunk_rows
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def source(action: dict) -> Callable[..., EpisodeList]:
-    return lambda episodes: EpisodeList("made", action, episodes)
-
-
-def go(source: Any, out: Path, *, cameras: tuple[str, ...] | None = None, discount: float = 0.98, **options: Any) -> Any:
-    source = open_dataset(source) if isinstance(source, Path) else source
-    config = ConversionConfig(Preparation(cameras), RewardConfig(discount=discount))
-    return convert(source, out, config, language=LanguageEncoder("dataset"), **options)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from tests.data.stores import go, source
 
 
 def test_any_zarr_reader_opens_it(made_store: Store) -> None:
@@ -102,123 +79,7 @@ def test_progress_counts_episodes(written: Path, tmp_path: Path) -> None:
     assert seen == [(4, 12), (8, 12), (12, 12)]
 
 
-def test_existing_output(written: Path, tmp_path: Path) -> None:
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious/notes.txt").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(InputError, match="exists and is not a training store"):
-            go(written, tmp_path / "precious", overwrite=overwrite)
-    assert snapshot(tmp_path / "precious") == {"notes.txt": b"mine"}
-    (tmp_path / "store").mkdir()
-    go(written, tmp_path / "store")
-    with pytest.raises(InputError, match=r"exists; .* replace it with --overwrite"):
-        go(written, tmp_path / "store")
-    assert go(written, tmp_path / "store", overwrite=True, discount=0.5).store.reward["discount"] == 0.5
-    assert {path.name for path in tmp_path.iterdir()} == {"precious", "store"}
-
-
-def test_a_store_that_appears_meanwhile_is_kept(written: Path, tmp_path: Path, made_store: Store) -> None:
-    def progress(done: int, total: int | None) -> None:
-        if done == 4:
-            shutil.copytree(made_store.path, tmp_path / "store")
-
-    with pytest.raises(InputError, match="exists; choose another place"):
-        go(written, tmp_path / "store", discount=0.5, progress=progress)
-    assert snapshot(tmp_path / "store") == snapshot(made_store.path)
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_failure_leaves_the_old_store_and_can_go_on(
-    written: Path, tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go(written, tmp_path / "store")
-    before = snapshot(tmp_path / "store")
-    write, calls = os.pwrite, 0
-
-    def fail(*arguments: Any) -> int:
-        nonlocal calls
-        calls += 1
-        if calls > 100:
-            raise error
-        return write(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.pwrite", fail)
-        with pytest.raises(type(error)):
-            go(written, tmp_path / "store", overwrite=True, discount=0.5)
-    assert snapshot(tmp_path / "store") == before
-    made = go(written, tmp_path / "store", overwrite=True, discount=0.5)
-    assert 0 < made.resumed < 12
-    assert made.store.counts["episodes"] == 12
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
-
-
-KILLED = """
-import os, signal, sys
-from data import ConversionConfig, LanguageEncoder, Preparation, RewardConfig, convert, open_dataset
-def progress(done, total):
-    if done == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-if __name__ == "__main__":
-    config = ConversionConfig(Preparation(storage=sys.argv[5]), RewardConfig(discount=0.5))
-    convert(open_dataset(sys.argv[1]), sys.argv[2], config, overwrite=True, language=LanguageEncoder("dataset"), progress=progress,
-            workers=int(sys.argv[4]))
-"""
-
-
-@pytest.mark.parametrize(("workers", "storage"), [(0, "raw"), (1, "jpeg")])
-def test_sigkill_leaves_the_old_store_and_loses_nothing(written: Path, tmp_path: Path, workers: int, storage: str) -> None:
-    """Killed twice, the same call gives the bytes of a run that never was."""
-    go(written, tmp_path / "store")
-    before = snapshot(tmp_path / "store")
-    (tmp_path / "convert.py").write_text(KILLED)
-
-    def run(at: int) -> int:
-        command = [
-            sys.executable,
-            str(tmp_path / "convert.py"),
-            str(written),
-            str(tmp_path / "store"),
-            str(at),
-            str(workers),
-            storage,
-        ]
-        return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
-
-    for at in (4, 8):
-        assert run(at) == -signal.SIGKILL
-        assert snapshot(tmp_path / "store") == before
-    assert run(-1) == 0
-    config = ConversionConfig(Preparation(storage=storage), RewardConfig(discount=0.5))
-    whole = convert(open_dataset(written), tmp_path / "whole", config, language=LanguageEncoder("dataset")).store
-    resumed = Store.open(tmp_path / "store")
-    resumed.verify()
-
-    assert snapshot(resumed.path) == snapshot(whole.path)
-    assert {path.name for path in tmp_path.iterdir()} == {"store", "whole", "convert.py"}
-
-
-def test_a_resumed_conversion_gives_the_same_bytes_whatever_the_order_of_the_keys(
-    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
-) -> None:
-    def turned(episode: Episode) -> Episode:
-        return replace(episode, observations=dict(sorted(episode.observations.items(), reverse=True)))
-
-    episodes = source([turned(make_episode(seed, 5)) for seed in range(8)])
-
-    def stop(done: int, total: int | None) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        go(episodes, tmp_path / "store", progress=stop)
-    assert go(episodes, tmp_path / "store").resumed == 4
-    go(episodes, tmp_path / "whole")
-    assert snapshot(tmp_path / "store") == snapshot(tmp_path / "whole")
-
-
-def test_a_store_of_a_store_keeps_what_was_achieved(
-    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
-) -> None:
+def test_a_store_of_a_store_keeps_what_was_achieved(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     """Also where the achieved instruction comes later, or never again; and the numbers of a store that was not labelled are -1."""
     store = go(source([make_episode(seed, 5, success=seed == 1) for seed in (0, 2, 1)]), tmp_path / "store").store
     assert store.instructions == ["öffne the drawer", "close the drawer"]
@@ -232,26 +93,8 @@ def test_a_store_of_a_store_keeps_what_was_achieved(
         np.testing.assert_array_equal(copy.load(key), labelled.load(key))
 
 
-def test_a_store_that_was_labelled_meanwhile_is_converted_from_the_start(
-    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
-) -> None:
-    store = go(source([make_episode(seed, 5) for seed in range(8)]), tmp_path / "store").store
-
-    def stop(done: int, total: int | None) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        go(store, tmp_path / "copy", progress=stop)
-    labelled = relabel(store.path, np.zeros(8, np.int8))
-    made = go(labelled, tmp_path / "copy")
-    assert made.resumed == 0
-    assert not made.store.success.any()
-
-
 @pytest.mark.parametrize("kind", ["rlds", "lerobot", "robomimic"])
-def test_exported_rewards_are_those_of_the_store(
-    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path, kind: str
-) -> None:
+def test_exported_rewards_are_those_of_the_store(make_episode: Callable[..., Episode], tmp_path: Path, kind: str) -> None:
     store = go(source([make_episode(seed, 5, success=seed == 1) for seed in range(2)]), tmp_path / "store").store
     out = tmp_path / ("out.hdf5" if kind == "robomimic" else "out")
     options = {"image_format": "png"} if kind == "lerobot" else {}
@@ -267,23 +110,6 @@ def test_exported_rewards_are_those_of_the_store(
     assert again.success.tolist() == store.success.tolist() == [0, 1]
 
 
-def test_other_settings_start_over(written: Path, tmp_path: Path) -> None:
-    def stop(done: int, total: int | None) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        go(written, tmp_path / "store", progress=stop)
-    assert go(written, tmp_path / "store", discount=0.5).resumed == 0
-
-
-def test_two_conversions_to_one_place(written: Path, tmp_path: Path) -> None:
-    def second(done: int, total: int | None) -> None:
-        with pytest.raises(InputError, match="another process is writing here"):
-            go(written, tmp_path / "store")
-
-    assert go(written, tmp_path / "store", progress=second).store.counts["episodes"] == 12
-
-
 def test_checksums_find_a_flipped_bit(written: Path, tmp_path: Path) -> None:
     store = go(written, tmp_path / "store").store
     store.verify()
@@ -295,7 +121,7 @@ def test_checksums_find_a_flipped_bit(written: Path, tmp_path: Path) -> None:
         Store.open(store.path).verify()
 
 
-def test_says_what_it_changed(source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+def test_says_what_it_changed(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     config = ConversionConfig(Preparation(("image_primary",), (6, 8), "jpeg"), episodes=2)
     made = convert(source([make_episode(i, 5) for i in range(3)]), tmp_path / "s", config, language=LanguageEncoder("dataset"))
     assert made.store.counts["episodes"] == 2
@@ -310,7 +136,7 @@ def test_says_what_it_changed(source: Callable[..., EpisodeList], make_episode: 
     assert np.corrcoef(exact[:6].mean(-1).ravel(), first.mean(-1).ravel())[0, 1] > 0.8
 
 
-def test_given_rewards(source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+def test_given_rewards(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     rewards = np.array([1, 0, 2], np.float32)
     episodes = [replace(make_episode(i, 3), rewards=rewards, terminated=i == 0) for i in range(2)]
     config = ConversionConfig(reward=RewardConfig("given", discount=0.5))
@@ -322,18 +148,7 @@ def test_given_rewards(source: Callable[..., EpisodeList], make_episode: Callabl
         convert(source([make_episode(5, 3)]), tmp_path / "other", config, language=LanguageEncoder("dataset"))
 
 
-def test_killed_between_the_two_renames(written: Path, tmp_path: Path) -> None:
-    go(written, tmp_path / "store")
-    before = snapshot(tmp_path / "store")
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / "store").rename(tmp_path / f"{_prefix(tmp_path / 'store')}{dead.pid}.old")
-    with pytest.raises(InputError, match="exists; choose another place"):
-        go(written, tmp_path / "store")
-    assert snapshot(tmp_path / "store") == before
-
-
-def test_skip_bad(source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+def test_skip_bad(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     good, broken, odd = make_episode(0, 5), make_episode(1, 6), make_episode(2, 4)
     broken.actions[2, 1] = np.nan
     odd.observations["proprio"] = odd.observations["proprio"][:, :3]
@@ -361,9 +176,7 @@ def test_skip_bad(source: Callable[..., EpisodeList], make_episode: Callable[...
         go(source([last]), tmp_path / "last")
 
 
-def test_unlabelled_episodes_that_count_as_successes_are_told(
-    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
-) -> None:
+def test_unlabelled_episodes_that_count_as_successes_are_told(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     """Also that they were cut by a limit, which is said of what the store was made from."""
     episodes = [make_episode(seed, 6, None) for seed in range(12)]
     store = go(source([*episodes, make_episode(12, 6, False)]), tmp_path / "store").store
@@ -375,9 +188,7 @@ def test_unlabelled_episodes_that_count_as_successes_are_told(
     assert {"assumed-success", "cut-episodes"}.isdisjoint(finding.fault for finding in check(labelled))
 
 
-def test_cameras_that_come_and_go(
-    source: Callable[..., EpisodeList], make_episode: Callable[..., Episode], tmp_path: Path
-) -> None:
+def test_cameras_that_come_and_go(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
     whole, partial = make_episode(0, 5), make_episode(1, 6)
     del partial.observations["image_wrist"]
     for order in ([whole, partial, whole], [partial, whole]):

@@ -20,7 +20,7 @@ from data.formats import lerobot_writer, open_format
 from data.formats.lerobot import LeRobotDataset
 from data.formats.lerobot_writer import LeRobotWriter
 from data.formats.video import VideoReader, VideoWriter
-from tests.data.reading import fails
+from tests.data.reading import fails, read
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ACTION = {
@@ -81,11 +81,6 @@ def copy(tmp_path: Path, written: Path) -> Path:
 @pytest.fixture
 def copy_v21(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FIXTURES / "lerobot_v21", tmp_path / "lerobot_v21"))
-
-
-def read(folder: Path, split: str = "train") -> list[Episode | InputError]:
-    source = open_dataset(folder, split)
-    return list(source.read(range(source.length)))
 
 
 def one_bad(folder: Path, number: int, *parts: str) -> None:

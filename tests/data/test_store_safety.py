@@ -30,11 +30,8 @@ from data.statistics import compute_statistics
 from data.store.array import ArrayWriter, MappedArray, chunk_rows, write_array
 from data.store.commit import CommitFile
 from tests.conftest import ACTION, make_episodes
+from tests.data.stores import snapshot
 from tests.data.test_replay import at, check_against, language, play
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def fails_at(number: int, error: BaseException, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> bool:
