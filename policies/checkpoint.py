@@ -67,14 +67,18 @@ def resolve_checkpoint(path: Path | str) -> Path:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / "config.json"
+    return read_json(checkpoint / "config.json", "the checkpoint is damaged, train again or restore it")
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """The file's JSON object; InputError with the advice when it cannot be read or is none."""
     try:
-        config = json.loads(path.read_text())
-        if not isinstance(config, dict):
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); the checkpoint is damaged, train again or restore it") from error
-    return config
+        raise InputError(f"{path}: cannot be read ({error}); {advice}") from error
+    return values
 
 
 def read_tensors(checkpoint: Path, group: str) -> dict[str, torch.Tensor]:

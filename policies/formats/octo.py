@@ -16,10 +16,12 @@ import numpy as np
 
 from data.errors import InputError
 from data.normalizer import Normalizer
+from policies.checkpoint import read_json
 from policies.networks.octo_tokenizers import matching
 from policies.networks.octo_transformer import Layout
 
 _ARRAY, _SCALAR = 1, 3
+_RESTORE = "restore it from where the checkpoint is from"
 
 
 def recognizes(path: Path) -> bool:
@@ -38,7 +40,7 @@ class OctoCheckpoint:
 def read_checkpoint(folder: Path) -> OctoCheckpoint:
     """InputError when a file is damaged, or the network is of a kind that is not known here."""
     path = folder / "config.json"
-    config, batch = _json(path), read_msgpack(folder / "example_batch.msgpack")
+    config, batch = read_json(path, _RESTORE), read_msgpack(folder / "example_batch.msgpack")
     try:
         model = json.loads(json.dumps(config["model"]))
         head = model["heads"]["action"].setdefault("kwargs", {})
@@ -123,7 +125,7 @@ def read_msgpack(path: Path) -> Any:
 def read_statistics(folder: Path, key: str | None) -> tuple[str, Mapping[str, Any]]:
     """The name and the statistics of one dataset; no name where the file is a fine-tuned checkpoint's, of a single dataset."""
     path = folder / "dataset_statistics.json"
-    values = _json(path)
+    values = read_json(path, _RESTORE)
     if isinstance(values.get("action"), dict) and "mean" in values["action"]:
         if key is not None:
             raise InputError(f"{path}: is of a single dataset, without a name; leave unnorm_key={key} out")
@@ -141,7 +143,7 @@ def read_statistics(folder: Path, key: str | None) -> tuple[str, Mapping[str, An
 
 def first_dataset(folder: Path) -> str | None:
     """One of the datasets that a checkpoint has statistics of; None where it has those of one without a name."""
-    values = _json(folder / "dataset_statistics.json")
+    values = read_json(folder / "dataset_statistics.json", _RESTORE)
     return None if "mean" in values.get("action", {}) else next(iter(values), None)
 
 
@@ -181,13 +183,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flatten(value, f"{prefix}{key}/")
         else:
             yield f"{prefix}{key}", value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it from where the checkpoint is from") from error
-    return values
