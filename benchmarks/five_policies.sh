@@ -2,7 +2,7 @@
 # The V-GPS question: one critic a suite, five policies that it never saw, twelve tasks. Recording, training and evaluation, from nothing;
 # killed at any point, the same command goes on. Some hours on two cores.
 #
-#   benchmarks/five_policies.sh     everything is in runs/five, the table in runs/five/results, the curve over K in runs/five/candidates
+#   benchmarks/five_policies.sh     everything is in runs/five: the table in results/, the curve over K in candidates/, the parts in ablation/
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=runs/five
@@ -49,12 +49,25 @@ images=(--inputs image_primary image_wrist proprio)
   robot-rl train policy --policy gaussian --data $out/tabletop/all --out $out/tabletop/vision --steps 6000 --batch-size 64 "${images[@]}"
   train tabletop "${images[@]}" --vision $out/tabletop/vision
 } & # a core for each of the two
+seeing=$!
 {
   train robosuite --inputs state proprio
   clone robosuite octo poor --batch-size 64 --language sentence --inputs state proprio
   clone tabletop octo poor --batch-size 64 --language sentence "${images[@]}"
 }
-wait
+wait $seeing
 
-robot-rl benchmark "$here/five_policies.json" --out $out/results
-robot-rl benchmark "$here/candidates.json" --out $out/candidates --videos 0
+table=(steered random mode)
+k_curve=("steered, K="{1,2,5,10,20,100,200})
+ablation=("steered, "{"not smoothed","value alone","temperature 1","temperature 16","smoothing 0.15","smoothing 0.6","mean of members","10 ascent steps"})
+for k in 10 50; do table+=("V-GPS $k, "{0,0.1,1}); done
+for k in 1 2 5 10 20 50 100 200; do k_curve+=("V-GPS $k, 0"); done
+
+run() { # place, options...
+  local place=$1
+  shift
+  robot-rl benchmark "$here/five_policies.json" --out "$out/$place" "$@"
+}
+run results --methods "${table[@]}" PA-RL RoboMonkey
+run candidates --methods steered "${k_curve[@]}" --episodes 50 --seed 5000000 --videos 0
+run ablation --methods steered "${ablation[@]}" --episodes 50 --seed 6000000 --videos 0
