@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
+# A shell starts what it runs in the background deaf to Ctrl-C, and so would the processes be that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Set before anything imports a numerical library: the machines are small and often busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # And before another library imports MuJoCo, as `sim` does.
