@@ -110,4 +110,4 @@ def test_quality_orders_success(env_id: str) -> None:
     clean, middling, poor = (demonstrate(env_id, quality, 50)[0] for quality in (1.0, 0.5, 0.0))
     assert clean >= 0.9
     assert clean > middling > poor
-    assert 0 < poor < 0.4
+    assert 0 < poor < 0.5  # mostly fails
