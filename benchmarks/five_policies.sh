@@ -46,7 +46,7 @@ train() { # suite options-of-what-they-look-at...
 # On the tabletop they look through two cameras, and share networks that learned to see from the critic's data; octo has its own.
 images=(--inputs image_primary image_wrist proprio)
 {
-  robot-rl train policy --policy gaussian --data $out/tabletop/all --out $out/tabletop/vision --steps 6000 --batch-size 64 "${images[@]}"
+  robot-rl train vision --data $out/tabletop/all --out $out/tabletop/vision --steps 6000 --batch-size 64 "${images[@]}"
   train tabletop "${images[@]}" --vision $out/tabletop/vision
 } & # a core for each of the two
 seeing=$!

@@ -23,7 +23,7 @@ class EncoderConfig:
 
     inputs: tuple[str, ...] = ()  # observation keys; none means what the data have: state, else image_primary, and proprio
     image_encoder: ImageEncoderName = "resnet_small"  # small for a CPU; resnet34 is V-GPS's
-    vision: str | None = None  # another run, whose camera networks are taken over as they are: training takes minutes on a CPU
+    vision: str | None = None  # a run of `train vision`, whose camera networks are taken over as they are: minutes on a CPU
     vector_features: int = 128  # width of the branch for proprio and state
 
     def __post_init__(self) -> None:

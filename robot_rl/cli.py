@@ -34,7 +34,7 @@ from robot_rl.commands.demo import Demo
 from robot_rl.commands.evaluate import Evaluate
 from robot_rl.commands.policies import Policies
 from robot_rl.commands.serve import Serve
-from robot_rl.commands.train import TrainCritic, TrainPolicy, train_policy_command
+from robot_rl.commands.train import TrainCritic, TrainPolicy, TrainVision, train_policy_command
 
 Commands = TypeVar("Commands")
 
@@ -75,14 +75,17 @@ def _command(arguments: Sequence[str]) -> Any:
     """The type of everything that can be said, whose `train policy` has the settings of the family that is asked for."""
     train_policy: Any = train_policy_command(arguments)
     train: Any = (
-        Annotated[TrainCritic, tyro.conf.subcommand("critic")] | Annotated[train_policy, tyro.conf.subcommand("policy")]
+        Annotated[TrainCritic, tyro.conf.subcommand("critic")]
+        | Annotated[train_policy, tyro.conf.subcommand("policy")]
+        | Annotated[TrainVision, tyro.conf.subcommand("vision")]
     )
     return (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Collect, tyro.conf.subcommand("collect")]
         | Annotated[Data, tyro.conf.subcommand("data")]
         | Annotated[
-            Group[train], tyro.conf.subcommand("train", description="Train a critic or a policy on a converted dataset.")
+            Group[train],
+            tyro.conf.subcommand("train", description="Train a critic, a policy or camera networks on a converted dataset."),
         ]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
@@ -124,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{error.filename or 'disk'}: {error.strerror}; nothing that was complete is lost, make room or choose another path"
         )
     except KeyboardInterrupt as stop:
-        resumes = isinstance(command, (Benchmark, Collect, DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy))
+        resumes = isinstance(command, (Benchmark, Collect, DataConvert, Demo, Evaluate, TrainCritic, TrainPolicy, TrainVision))
         print("stopped; the same command resumes" if resumes else "stopped", file=sys.stderr)
         return 143 if stop.args else 130
     finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data.errors import LEARNING_RATE, NONNEGATIVE, POSITIVE, check_settings
+from policies.config import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,18 @@ class CloningConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, learning_rate=LEARNING_RATE, average=(0, 0.999999))
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Camera networks by themselves."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    learning_rate: float = 1e-3  # at its highest
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        check_settings(self, learning_rate=LEARNING_RATE, hidden=POSITIVE)
 
 
 @dataclass(frozen=True)

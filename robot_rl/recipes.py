@@ -21,10 +21,18 @@ from policies.contract import ACTION_NORMALIZATION, DataContract
 from policies.loading import family_class
 from policies.networks.encoder import EncodedModel, ObservationEncoder
 from robot_rl.behaviour_cloning import CloningLearner
-from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig
+from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig, VisionConfig
 from robot_rl.critic import CriticConfig, make_learner
 from robot_rl.training import Progress, train
-from robot_rl.vision import Derived, LookProgress, features_of, take_cameras
+from robot_rl.vision import (
+    TARGETS,
+    Derived,
+    LookProgress,
+    VisionLearner,
+    features_of,
+    take_cameras,
+    vision_targets,
+)
 
 
 def train_critic(
@@ -87,6 +95,23 @@ def train_policy(
     options: dict[str, Any] = {"every_start": True, "window": policy.observation_spec.window}
     sampler = _sampler(stores, mixture, config.chunk, derived, keys=config.encoder.inputs, **options)
     return train(learner, sampler.batch, contract, training, Path(out), progress, {"mixture": asdict(mixture)})
+
+
+def train_vision(
+    data: Path | str, out: Path | str, config: VisionConfig, training: TrainingConfig, progress: Progress | None = None
+) -> list[dict[str, float]]:
+    """Train (or resume) camera networks on a store in the folder `out`, for others' `encoder.vision`; returns its metrics."""
+    store = Store.open(data)
+    inputs = config.encoder.inputs or tuple(key for key in store.observation_keys if key.startswith("image_"))
+    config = replace(config, encoder=_with_inputs(replace(config.encoder, inputs=inputs), [store]))
+    cameras = tuple(key for key in config.encoder.inputs if key.startswith("image_"))
+    if not cameras:
+        raise InputError(f"{store.path}: --inputs names no camera; it has {', '.join(store.observation_keys)}")
+    contract, targets = DataContract.from_store(store, 1, config.encoder.inputs), vision_targets(store)
+    torch.manual_seed(training.seed)
+    learner = VisionLearner(config, contract, targets.shape[1], training.steps)
+    sampler = ChunkSampler(store, 1, keys=config.encoder.inputs, every_start=True, derived={TARGETS: {TARGETS: targets}})
+    return train(learner, sampler.batch, contract, training, Path(out), progress)
 
 
 def _open_stores(data: Path, mix: str | None) -> list[tuple[Store, float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from policies.config import DiffusionConfig
-from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig
+from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig, VisionConfig
 from robot_rl.critic.config import CriticConfig
 
 Config = TypeVar("Config")
@@ -32,6 +32,28 @@ class TrainCritic:
         check_writable(self.out, "--out", folder=True)
         with counting_progress("looking at frames") as look, training_progress("critic") as progress:
             metrics = train_critic(self.data, self.out, self.critic, self.training, progress, self.mixture, self.target, look)
+        _say(self.out, self.training.steps, metrics)
+
+
+@dataclass(frozen=True)
+class TrainVision:
+    """Train camera networks by themselves, which critics and policies then take over with --vision.
+
+    Killed at any moment, the same command resumes.
+    """
+
+    data: Path  # a store that `robot-rl data convert` wrote
+    out: Path  # the run's folder
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def run(self) -> None:
+        from robot_rl.console import check_writable, training_progress
+        from robot_rl.recipes import train_vision
+
+        check_writable(self.out, "--out", folder=True)
+        with training_progress("cameras") as progress:
+            metrics = train_vision(self.data, self.out, self.vision, self.training, progress)
         _say(self.out, self.training.steps, metrics)
 
 

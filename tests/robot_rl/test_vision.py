@@ -1,8 +1,9 @@
-"""Camera networks taken over from another run: the same numbers as looking at every frame, and nothing of them is trained."""
+"""Camera networks that are trained by themselves: they learn, and who takes them over sees the same and leaves them as they are."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 
 from data.errors import InputError
 from policies import load_policy
+from policies.checkpoint import read_tensors, resolve_checkpoint
 from policies.config import DiffusionConfig, EncoderConfig, GaussianConfig
-from robot_rl.config import CloningConfig, TargetConfig, TrainingConfig
+from robot_rl.config import CloningConfig, TargetConfig, TrainingConfig, VisionConfig
 from robot_rl.critic import CriticConfig, load_critic
-from robot_rl.recipes import train_critic, train_policy
-from robot_rl.vision import features_of
+from robot_rl.recipes import train_critic, train_policy, train_vision
+from robot_rl.vision import features_of, vision_targets
 
 INPUTS = ("image_primary", "proprio")
 SMALL = TrainingConfig(steps=6, batch_size=8, log_every=2, checkpoint_every=3)
@@ -24,13 +26,37 @@ SMALL = TrainingConfig(steps=6, batch_size=8, log_every=2, checkpoint_every=3)
 def seeing(store, tmp_path_factory):
     """A run that has learned to see a little."""
     out = tmp_path_factory.mktemp("vision") / "seeing"
-    config = GaussianConfig(encoder=EncoderConfig(inputs=INPUTS, vector_features=16), hidden=16, blocks=1)
-    train_policy(store.path, out, config, CloningConfig(), SMALL)
+    train_vision(store.path, out, VisionConfig(EncoderConfig(inputs=INPUTS, vector_features=16)), SMALL)
     return out
 
 
-def cameras(model) -> dict[str, torch.Tensor]:
-    return model.encoder.cameras.state_dict()
+def test_it_learns_and_resumes_to_the_same_bits(store, tmp_path):
+    config = VisionConfig(EncoderConfig(inputs=INPUTS, vector_features=16))
+    longer = replace(SMALL, steps=60, batch_size=32, log_every=20)
+    whole = train_vision(store.path, tmp_path / "whole", config, longer)
+    assert whole[-1]["loss"] < 0.7 * whole[0]["loss"]
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(step: int, steps: int, row: object) -> None:
+        if step == 40:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train_vision(store.path, tmp_path / "parts", config, longer, stop)
+    train_vision(store.path, tmp_path / "parts", config, longer)
+    one, other = (read_tensors(resolve_checkpoint(tmp_path / name), "model") for name in ("whole", "parts"))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_targets_are_of_the_robots_future_and_the_state(store):
+    targets = vision_targets(store)
+    assert targets.shape == (store.rows, 4 * store.shape("proprio")[0] + store.shape("state")[0])
+    np.testing.assert_allclose(targets.mean(axis=0), 0, atol=1e-4)
+    last = store.episode_ends - 1  # where nothing is ahead, no motion is
+    moved = targets[:, : store.shape("proprio")[0]]
+    np.testing.assert_allclose(moved[last], np.broadcast_to(moved[last[0]], moved[last].shape), atol=1e-5)
 
 
 def test_a_critic_and_a_policy_see_as_that_run_does_without_it_being_there(store, seeing, tmp_path):
@@ -42,14 +68,17 @@ def test_a_critic_and_a_policy_see_as_that_run_does_without_it_being_there(store
     train_critic(store.path, tmp_path / "critic", CriticConfig(encoder=encoder, hidden=16), SMALL, look=look)
     train_policy(store.path, tmp_path / "policy", DiffusionConfig(encoder=encoder, hidden=16, blocks=1), CloningConfig(), SMALL)
     shutil.rmtree(own)
-    expected = cameras(load_policy(seeing))
+    expected = read_tensors(resolve_checkpoint(seeing), "model")
     for model in (load_critic(tmp_path / "critic"), load_policy(tmp_path / "policy")):
-        assert all(torch.equal(value, expected[key]) for key, value in cameras(model).items())
+        cameras = model.encoder.cameras.state_dict()
+        assert all(torch.equal(value, expected[f"encoder.cameras.{key}"]) for key, value in cameras.items())
     assert looks[-1] == 1.0
 
 
-def test_features_are_what_the_networks_see_in_the_frames(store, seeing):
-    policy = load_policy(seeing)
+def test_features_are_what_the_networks_see_in_the_frames(store, seeing, tmp_path):
+    encoder = EncoderConfig(inputs=INPUTS, vector_features=16, vision=str(seeing))
+    train_policy(store.path, tmp_path / "policy", GaussianConfig(encoder=encoder, hidden=16), CloningConfig(), SMALL)
+    policy = load_policy(tmp_path / "policy")
     derived = features_of(policy.encoder, store)
     rows = np.array([0, 3, store.rows - 1])
     index = store.gather("instruction_index", rows)
