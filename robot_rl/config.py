@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data.errors import LEARNING_RATE, NONNEGATIVE, POSITIVE, check_settings
+from data.errors import LEARNING_RATE, NONNEGATIVE, POSITIVE, InputError, check_settings
 from policies.config import EncoderConfig
 
 
@@ -43,10 +43,12 @@ class VisionConfig:
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     learning_rate: float = 1e-3  # at its highest
-    hidden: int = 256
+    hidden: int = 256  # of the head, which is thrown away
 
     def __post_init__(self) -> None:
         check_settings(self, learning_rate=LEARNING_RATE, hidden=POSITIVE)
+        if self.encoder.vision:
+            raise InputError("--vision says nothing here, where camera networks are trained; leave it out")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from policies import FAMILIES
 from policies.config import EncoderConfig
 from policies.contract import ACTION_NORMALIZATION, DataContract
 from policies.loading import family_class
-from policies.networks.encoder import EncodedModel, ObservationEncoder
+from policies.networks.encoder import FEATURES, ObservationEncoder
 from robot_rl.behaviour_cloning import CloningLearner
 from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig, VisionConfig
 from robot_rl.critic import CriticConfig, make_learner
@@ -60,12 +60,14 @@ def train_critic(
     torch.manual_seed(training.seed)
     learner = make_learner(critic, contract)
     relabelling = Relabelling(target.hindsight, target.negatives)
-    if critic.encoder.vision and relabelling.active:
-        raise InputError("--vision's features are of each episode's own instruction; leave out --hindsight and --negatives")
-    derived = _look(learner.online.encoder, stores, look)
-    learner.target.encoder.load_state_dict(learner.online.encoder.state_dict())
+    derived = None
+    if critic.encoder.vision:
+        if relabelling.active:
+            raise InputError("--vision's features are of each episode's own instruction; leave out --hindsight and --negatives")
+        derived = _look(learner.online.encoder, critic.encoder.vision, stores, look)
+        learner.target.encoder.load_state_dict(learner.online.encoder.state_dict())
     options: dict[str, Any] = {"n_step": target.n_step, "relabelling": relabelling}
-    sampler = _sampler(stores, mixture, critic.chunk, derived, keys=critic.encoder.inputs, **options)
+    sampler = _sampler(stores, mixture, critic.chunk, critic.encoder.inputs, derived, **options)
     drawing = {"mixture": asdict(mixture), "target": asdict(target)}
     return train(learner, sampler.batch, contract, training, Path(out), progress, drawing)
 
@@ -90,10 +92,11 @@ def train_policy(
     contract = DataContract.from_stores([store for store, _ in stores], config.chunk, config.encoder.inputs)
     torch.manual_seed(training.seed)
     policy = policy_class.create(config, contract)
-    derived = _look(policy.encoder, stores, look) if isinstance(policy, EncodedModel) else None
+    vision = getattr(config.encoder, "vision", None)
+    derived = _look(policy.encoder, vision, stores, look) if vision else None
     learner = CloningLearner(policy, cloning, training.steps)
     options: dict[str, Any] = {"every_start": True, "window": policy.observation_spec.window}
-    sampler = _sampler(stores, mixture, config.chunk, derived, keys=config.encoder.inputs, **options)
+    sampler = _sampler(stores, mixture, config.chunk, config.encoder.inputs, derived, **options)
     return train(learner, sampler.batch, contract, training, Path(out), progress, {"mixture": asdict(mixture)})
 
 
@@ -110,7 +113,7 @@ def train_vision(
     contract, targets = DataContract.from_store(store, 1, config.encoder.inputs), vision_targets(store)
     torch.manual_seed(training.seed)
     learner = VisionLearner(config, contract, targets.shape[1], training.steps)
-    sampler = ChunkSampler(store, 1, keys=config.encoder.inputs, every_start=True, derived={TARGETS: {TARGETS: targets}})
+    sampler = ChunkSampler(store, 1, keys=config.encoder.inputs, every_start=True, derived={TARGETS: targets})
     return train(learner, sampler.batch, contract, training, Path(out), progress)
 
 
@@ -148,20 +151,27 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _look(encoder: ObservationEncoder, stores: list[tuple[Store, float]], look: LookProgress | None) -> list[Derived] | None:
-    """Take over camera networks where the settings say so, and what they see in each of the stores."""
-    if not encoder.config.vision:
-        return None
-    take_cameras(encoder, encoder.config.vision)
+def _look(encoder: ObservationEncoder, run: str, stores: list[tuple[Store, float]], look: LookProgress | None) -> list[Derived]:
+    """Take over a run's camera networks, and what they see in each of the stores."""
+    take_cameras(encoder, run)
     return [features_of(encoder, store, look) for store, _ in stores]
 
 
 def _sampler(
-    stores: list[tuple[Store, float]], mixture: MixtureConfig, chunk: int, derived: list[Derived] | None, **options: Any
+    stores: list[tuple[Store, float]],
+    mixture: MixtureConfig,
+    chunk: int,
+    inputs: tuple[str, ...],
+    derived: list[Derived] | None,
+    **options: Any,
 ) -> ChunkSampler | MixtureSampler:
+    """derived: of each store, the features that take the place of its frames; None where frames are looked at."""
     caps: dict[str, Any] = {"episodes": mixture.max_episodes, "starts_per_episode": mixture.max_starts}
     seen = derived or [{}] * len(stores)
-    samplers = [ChunkSampler(store, chunk, **caps, **options, derived=d) for (store, _), d in zip(stores, seen, strict=True)]
+    samplers = [
+        ChunkSampler(store, chunk, **caps, **options, keys=tuple(k for k in inputs if FEATURES + k not in made), derived=made)
+        for (store, _), made in zip(stores, seen, strict=True)
+    ]
     if len(samplers) == 1:
         return samplers[0]
     return MixtureSampler.weighted(samplers, [weight for _, weight in stores], ACTION_NORMALIZATION)

@@ -32,7 +32,8 @@ _AHEAD = (2, 4, 8, 16)  # control steps
 _WARM_UP = 0.05  # of the steps
 LookProgress = Callable[[int, "int | None"], None]
 """Called with (frames done, frames in all)."""
-Derived = dict[str, dict[str, np.ndarray]]
+Derived = dict[str, np.ndarray]
+"""What a `ChunkSampler` returns beside the observations of a store, [rows, ...] by name."""
 
 
 class VisionLearner(nn.Module):
@@ -123,10 +124,7 @@ def take_cameras(encoder: ObservationEncoder, run: Path | str) -> None:
 
 @torch.inference_mode()
 def features_of(encoder: ObservationEncoder, store: Store, progress: LookProgress | None = None) -> Derived:
-    """Camera -> {its name among the observations: float16 [rows, F]}, by the encoder's networks; what `ChunkSampler` calls derived.
-
-    They are of each episode's own instruction.
-    """
+    """Of each camera float16 [rows, F], what the encoder's networks make of its frames and of each episode's own instruction."""
     table, rows = store.language.encode(store.instructions), store.rows
     numbers, result = store.load("instruction_index"), {}
     for index, key in enumerate(encoder.image_keys):
@@ -136,5 +134,5 @@ def features_of(encoder: ObservationEncoder, store: Store, progress: LookProgres
             seen.append(encoder.features(key, store.gather(key, at), table[numbers[at]]).half().cpu().numpy())
             if progress is not None:
                 progress(index * rows + int(at[-1]) + 1, len(encoder.image_keys) * rows)
-        result[key] = {FEATURES + key: np.concatenate(seen)}
+        result[FEATURES + key] = np.concatenate(seen)
     return result

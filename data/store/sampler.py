@@ -43,14 +43,14 @@ class ChunkSampler:
         relabelling: Relabelling | None = None,
         starts_per_episode: int | None = None,
         episodes: int | None = None,
-        derived: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        derived: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """discount: gamma of one control step, the store's own if None. keys: the observations to return, all if None.
 
         window: with W > 1 each observation comes with those before it, [B,W,...], and `timestep_pad_mask` as in policies/history.py.
         relabelling: instructions other than the episode's own (see data/labels/relabelling.py). episodes, starts_per_episode: draw
-        from so many episodes only, evenly spread, and from so many starts of each. derived: what is returned too, {name:
-        [rows, ...]} by the key that it takes the place of, if it is one of the store's; the store must not grow then.
+        from so many episodes only, evenly spread, and from so many starts of each. derived: what is returned
+        beside the observations of the store, [rows, ...] by name; the store must not grow then.
         """
         if horizon < 1 or (n_step is not None and n_step < 1):
             raise InputError(f"the chunk must have at least one action and the backup one step, got {horizon} and {n_step}")
@@ -206,12 +206,8 @@ class ChunkSampler:
             first = self._ram["first"][rows][:, None]
             episode["timestep_pad_mask"] = back >= first
             rows = np.maximum(back, first)
-        steps = {
-            key: self._ram[key][rows] if key in self._ram else self._gather(key, rows)
-            for key in self.keys
-            if key not in self._derived
-        }
-        made = {name: array[rows] for arrays in self._derived.values() for name, array in arrays.items()}
+        steps = {key: self._ram[key][rows] if key in self._ram else self._gather(key, rows) for key in self.keys}
+        made = {name: values[rows] for name, values in self._derived.items()}
         return {**steps, **made, **episode}
 
     def _gather(self, key: str, rows: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def test_features_are_what_the_networks_see_in_the_frames(store, seeing, tmp_pat
     index = store.gather("instruction_index", rows)
     text = [store.instructions[i] for i in index]
     proprio = store.gather("proprio", rows)
-    seen = {name: values[rows] for name, values in derived["image_primary"].items()}
+    seen = {name: values[rows] for name, values in derived.items()}
     with torch.no_grad():
         by_frames = policy.encode(
             {"image_primary": store.gather("image_primary", rows), "proprio": proprio, "instruction": text}
@@ -108,3 +108,8 @@ def test_a_run_that_does_not_fit_is_told(store, tmp_path, inputs, network, negat
     critic, target = CriticConfig(encoder=encoder, hidden=16), TargetConfig(negatives=negatives)
     with pytest.raises(InputError, match=message):
         train_critic(store.path, tmp_path / "critic", critic, SMALL, target=target)
+
+
+def test_camera_networks_that_are_trained_are_not_taken_over():
+    with pytest.raises(InputError, match="leave it out"):
+        VisionConfig(EncoderConfig(inputs=INPUTS, vision="runs/other"))
