@@ -30,20 +30,22 @@ done
 clone() { # suite family store options...
   local suite=$1 family=$2 store=$3
   shift 3
-  robot-rl train policy --policy "$family" --data "$out/$suite/$store" --out "$out/$suite/$family" --steps 6000 "$@"
+  robot-rl train policy --policy "$family" --data "$out/$suite/$store" --out "$out/$suite/$family" "$@"
 }
 
 train() { # suite options-of-what-they-look-at...
   local suite=$1
   shift
   robot-rl train critic --data "$out/$suite/all" --out "$out/$suite/critic" --steps 6000 "$@"
-  clone "$suite" gaussian careful "$@"
-  clone "$suite" diffusion mixed "$@"
-  clone "$suite" flow dithering "$@"
-  clone "$suite" autoregressive sloppy --batch-size 64 --layers 2 --prefix 4 "$@"
+  clone "$suite" gaussian careful --steps 6000 "$@"
+  clone "$suite" diffusion mixed --steps 6000 "$@"
+  clone "$suite" flow dithering --steps 6000 "$@"
+  # A step of these two costs more.
+  clone "$suite" autoregressive sloppy --steps 4000 --batch-size 64 --layers 2 --prefix 4 "$@"
+  clone "$suite" octo poor --steps 4000 --batch-size 64 --language sentence "$@"
 }
 
-# On the tabletop they look through two cameras, and share networks that learned to see from the critic's data; octo has its own.
+# On the tabletop they look through two cameras, and share networks that learned to see from the critic's data.
 images=(--inputs image_primary image_wrist proprio)
 {
   robot-rl train vision --data $out/tabletop/all --out $out/tabletop/vision --steps 6000 --batch-size 64 "${images[@]}"
@@ -52,8 +54,6 @@ images=(--inputs image_primary image_wrist proprio)
 seeing=$!
 {
   train robosuite --inputs state proprio
-  clone robosuite octo poor --batch-size 64 --language sentence --inputs state proprio
-  clone tabletop octo poor --batch-size 64 --language sentence "${images[@]}"
 }
 wait $seeing
 

@@ -141,6 +141,8 @@ class OctoTokensConfig:
     inputs: tuple[str, ...] = ()  # observation keys; none means what the data have: state, else image_primary, and proprio
     window: int = 1  # control steps that it looks back on, this one included
     language: str = "minilm"  # minilm: tokens of the installed encoder; sentence: the data's own embedding; or a T5's folder
+    vision: str | None = None  # a run of `train vision`: what its camera networks see is a token a camera, in place of patches
+    image_encoder: ImageEncoderName = "resnet_small"  # the network of that run
 
     def __post_init__(self) -> None:
         check_settings(self, window=POSITIVE)
@@ -164,6 +166,10 @@ class OctoConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, chunk=POSITIVE, diffusion_steps=POSITIVE, noise_draws=POSITIVE)
+        if self.pretrained is not None and self.encoder.vision is not None:
+            raise InputError(
+                "--vision is for an octo that begins from nothing: --pretrained brings its own; leave one of them out"
+            )
         for name in ("width", "layers", "heads"):
             if getattr(self, name) is not None:
                 check_settings(self, **{name: POSITIVE})

@@ -6,7 +6,7 @@ instruction or goal, or a camera of theirs that is missing, is what it was in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from policies.formats import octo as octo_format
 from policies.formats.octo_layout import adapted_layout, new_layout
 from policies.formats.octo_weights import load_parameters
 from policies.history import MASK, to_tensor, windowed
-from policies.networks.encoder import vector_features
+from policies.networks.encoder import FEATURES, Cameras, vector_features
 from policies.networks.lanczos import lanczos3
 from policies.networks.octo_heads import Head, make_head
-from policies.networks.octo_tokenizers import VectorTokenizer
+from policies.networks.octo_tokenizers import CameraTokenizer, VectorTokenizer
 from policies.networks.octo_transformer import Layout, OctoInputs, OctoTransformer, initialize
 from policies.networks.text_tokens import (
     SentenceTokens,
@@ -75,6 +75,13 @@ class OctoPolicy(SamplesOnceEncoded, nn.Module):
         self.layout, self.text, self.normalizers = layout, text, dict(normalizers)
         self.action_spec, self.config, self.contract = spec, config, contract
         self.transformer = OctoTransformer(layout)
+        seen = [module for module in self.transformer.tokenizers.values() if isinstance(module, CameraTokenizer)]
+        self.cameras: Cameras | None = None
+        if seen:
+            # Their weights are another run's (robot_rl/vision.py), and stay as they are.
+            assert contract is not None
+            keys = [key for module in seen for key in module.keys]
+            self.cameras = Cameras(keys, seen[0].network, contract).requires_grad_(False)
         self.head = make_head(layout.model["heads"]["action"], self.transformer.width)
         if self.head.readout not in self.transformer.readouts:
             raise InputError(
@@ -232,8 +239,8 @@ class OctoPolicy(SamplesOnceEncoded, nn.Module):
         False where a batch has no picture.
         """
         keys = [*self.layout.images, *self.layout.vectors]
-        given = {key: observations[key] for key in keys if key in observations}
-        lacks = [key for key in keys if key not in given]
+        given = {key: observations[key] for key in (*keys, *(FEATURES + key for key in keys)) if key in observations}
+        lacks = [key for key in keys if key not in given and FEATURES + key not in given]
         if lacks and (self.contract is not None or len(lacks) == len(keys)):
             has = ", ".join(sorted(observations))
             raise InputError(f"the observation lacks {lacks[0]!r}, which this policy was trained on (it has {has})")
@@ -252,13 +259,17 @@ class OctoPolicy(SamplesOnceEncoded, nn.Module):
             # What nobody looks at need not be computed.
             longest = max(1, int(language_mask.sum(1).max()))
             language, language_mask = language[:, :longest], language_mask[:, :longest]
+        cameras: Sequence[str] = () if self.cameras is None else list(self.cameras)
         return OctoInputs(
-            images={key: self._pictures(seen[key], key, 5) for key in self.layout.images if key in seen},
+            images={key: self._pictures(seen[key], key, 5) for key in self.layout.images if key in seen and key not in cameras},
             steps=to_tensor(seen[MASK]).to(self.device, torch.bool),
             language=language.to(self.device),
             language_mask=language_mask.to(self.device),
             goals={key: self._pictures(value, key, 4) for key, value in goals.items()},
-            vectors={key: self._vector(seen[key], key) for key in self.layout.vectors if key in seen},
+            vectors={
+                **{key: self._vector(seen[key], key) for key in self.layout.vectors if key in seen},
+                **{key: self._features(seen, key, texts) for key in cameras},
+            },
             present={
                 key: to_tensor(seen[_PRESENT + key]).to(self.device, torch.bool)
                 for key in self.layout.images
@@ -273,12 +284,18 @@ class OctoPolicy(SamplesOnceEncoded, nn.Module):
 
     def _pictures(self, value: Any, key: str, axes: int) -> torch.Tensor:
         """uint8 at the size that the policy works at."""
-        array = np.asarray(value)
-        if array.ndim != axes or array.shape[-1] != 3 or array.dtype != np.uint8:
-            shape = "(B, T, height, width, 3)" if axes == 5 else "(B, height, width, 3)"
-            raise InputError(f"the observation's {key!r} is {array.dtype} {array.shape}, not uint8 {shape}")
         size = self.layout.images.get(key) or next(iter(self.layout.images.values()))
-        return lanczos3(to_tensor(array).to(self.device), size)
+        return lanczos3(to_tensor(_uint8(value, key, axes)).to(self.device), size)
+
+    def _features(self, seen: Mapping[str, Any], key: str, texts: Sequence[str]) -> torch.Tensor:
+        """[B,T,F] of a camera that another run's network looks through."""
+        if FEATURES + key in seen:
+            return to_tensor(seen[FEATURES + key]).to(self.device).float()
+        assert self.contract is not None
+        assert self.cameras is not None
+        frames = _uint8(seen[key], key, 5)
+        embeddings = np.repeat(self.contract.language.encode(texts), frames.shape[1], axis=0)
+        return self.cameras.see(key, frames.reshape(-1, *frames.shape[2:]), embeddings).unflatten(0, frames.shape[:2])
 
     def _vector(self, value: Any, key: str) -> torch.Tensor:
         array, size = np.asarray(value, np.float32), self.layout.vectors[key]
@@ -287,6 +304,14 @@ class OctoPolicy(SamplesOnceEncoded, nn.Module):
         tensor, normalizer = to_tensor(array).to(self.device), self.normalizers[key]
         own = any(isinstance(module, VectorTokenizer) and key in module.keys for module in self.transformer.tokenizers.values())
         return vector_features(tensor, normalizer) if own else normalizer.normalize(tensor)
+
+
+def _uint8(value: Any, key: str, axes: int) -> np.ndarray:
+    array = np.asarray(value)
+    if array.ndim != axes or array.shape[-1] != 3 or array.dtype != np.uint8:
+        shape = "(B, T, height, width, 3)" if axes == 5 else "(B, height, width, 3)"
+        raise InputError(f"the observation's {key!r} is {array.dtype} {array.shape}, not uint8 {shape}")
+    return array
 
 
 def _language(name: str, contract: DataContract) -> TextTokens | SentenceTokens:

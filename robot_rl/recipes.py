@@ -19,7 +19,7 @@ from policies import FAMILIES
 from policies.config import EncoderConfig
 from policies.contract import ACTION_NORMALIZATION, DataContract
 from policies.loading import family_class
-from policies.networks.encoder import FEATURES, ObservationEncoder
+from policies.networks.encoder import FEATURES, Cameras
 from robot_rl.behaviour_cloning import CloningLearner
 from robot_rl.config import CloningConfig, MixtureConfig, TargetConfig, TrainingConfig, VisionConfig
 from robot_rl.critic import CriticConfig, make_learner
@@ -64,7 +64,7 @@ def train_critic(
     if critic.encoder.vision:
         if relabelling.active:
             raise InputError("--vision's features are of each episode's own instruction; leave out --hindsight and --negatives")
-        derived = _look(learner.online.encoder, critic.encoder.vision, stores, look)
+        derived = _look(learner.online.cameras, critic.encoder.vision, stores, look)
         learner.target.encoder.load_state_dict(learner.online.encoder.state_dict())
     options: dict[str, Any] = {"n_step": target.n_step, "relabelling": relabelling}
     sampler = _sampler(stores, mixture, critic.chunk, critic.encoder.inputs, derived, **options)
@@ -93,7 +93,7 @@ def train_policy(
     torch.manual_seed(training.seed)
     policy = policy_class.create(config, contract)
     vision = getattr(config.encoder, "vision", None)
-    derived = _look(policy.encoder, vision, stores, look) if vision else None
+    derived = _look(policy.cameras, vision, stores, look) if vision else None
     learner = CloningLearner(policy, cloning, training.steps)
     options: dict[str, Any] = {"every_start": True, "window": policy.observation_spec.window}
     sampler = _sampler(stores, mixture, config.chunk, config.encoder.inputs, derived, **options)
@@ -151,10 +151,10 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _look(encoder: ObservationEncoder, run: str, stores: list[tuple[Store, float]], look: LookProgress | None) -> list[Derived]:
+def _look(cameras: Cameras, run: str, stores: list[tuple[Store, float]], look: LookProgress | None) -> list[Derived]:
     """Take over a run's camera networks, and what they see in each of the stores."""
-    take_cameras(encoder, run)
-    return [features_of(encoder, store, look) for store, _ in stores]
+    take_cameras(cameras, run)
+    return [features_of(cameras, store, look) for store, _ in stores]
 
 
 def _sampler(

@@ -22,7 +22,7 @@ from data.errors import InputError
 from data.store.store import Store
 from policies.checkpoint import read_config, read_tensors, resolve_checkpoint
 from policies.contract import DataContract
-from policies.networks.encoder import FEATURES, ObservationEncoder
+from policies.networks.encoder import FEATURES, Cameras, ObservationEncoder
 from robot_rl.config import VisionConfig
 
 TARGETS = "vision_targets"
@@ -97,8 +97,8 @@ def vision_targets(store: Store) -> np.ndarray:
     return np.asarray((targets - targets.mean(axis=0)) / np.where(scale > 1e-6, scale, 1.0), np.float32)
 
 
-def take_cameras(encoder: ObservationEncoder, run: Path | str) -> None:
-    """Give an encoder the camera networks of a run, frozen. InputError when the run has not these cameras, at this size."""
+def take_cameras(cameras: Cameras, run: Path | str) -> None:
+    """Give them the weights of a run's camera networks, frozen. InputError when the run has not these cameras, at this size."""
     checkpoint = resolve_checkpoint(run)
     values, tensors = read_config(checkpoint), read_tensors(checkpoint, "model")
     contract, theirs = values.get("contract", {}), values.get("config", {}).get("encoder", {})
@@ -107,32 +107,31 @@ def take_cameras(encoder: ObservationEncoder, run: Path | str) -> None:
         "language model": contract.get("language", {}).get("model"),
         **{key: tuple(size) for key, size in contract.get("images", {}).items()},
     }
-    wanted: dict[str, Any] = {"network": encoder.config.image_encoder, "language model": encoder.contract.language.model}
-    wanted |= {key: encoder.contract.images[key] for key in encoder.image_keys}
+    wanted: dict[str, Any] = {"network": cameras.network, "language model": cameras.contract.language.model}
+    wanted |= {key: cameras.contract.images[key] for key in cameras}
     for what, value in wanted.items():
         if given.get(what) != value:
             raise InputError(
                 f"--vision {run}: its {what} is {given.get(what)}, {value} is needed; give a run on the same cameras"
             )
-    state = encoder.cameras.state_dict()
     try:
-        encoder.cameras.load_state_dict({key: tensors[_CAMERAS + key] for key in state})
+        cameras.load_state_dict({key: tensors[_CAMERAS + key] for key in cameras.state_dict()})
     except (KeyError, RuntimeError) as error:
         raise InputError(f"--vision {run}: damaged, or of another version ({str(error).splitlines()[0]})") from error
-    encoder.cameras.requires_grad_(False)
+    cameras.requires_grad_(False)
 
 
 @torch.inference_mode()
-def features_of(encoder: ObservationEncoder, store: Store, progress: LookProgress | None = None) -> Derived:
-    """Of each camera float16 [rows, F], what the encoder's networks make of its frames and of each episode's own instruction."""
+def features_of(cameras: Cameras, store: Store, progress: LookProgress | None = None) -> Derived:
+    """Of each camera float16 [rows, F], what its network makes of its frames and of each episode's own instruction."""
     table, rows = store.language.encode(store.instructions), store.rows
     numbers, result = store.load("instruction_index"), {}
-    for index, key in enumerate(encoder.image_keys):
+    for index, key in enumerate(cameras):
         seen = []
         for start in range(0, rows, _FRAMES):
             at = np.arange(start, min(start + _FRAMES, rows))
-            seen.append(encoder.features(key, store.gather(key, at), table[numbers[at]]).half().cpu().numpy())
+            seen.append(cameras.see(key, store.gather(key, at), table[numbers[at]]).half().cpu().numpy())
             if progress is not None:
-                progress(index * rows + int(at[-1]) + 1, len(encoder.image_keys) * rows)
+                progress(index * rows + int(at[-1]) + 1, len(cameras) * rows)
         result[FEATURES + key] = np.concatenate(seen)
     return result

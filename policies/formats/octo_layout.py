@@ -9,6 +9,7 @@ from typing import Any
 from data.errors import InputError
 from policies.config import OctoConfig
 from policies.contract import DataContract
+from policies.networks.encoder import camera_features
 from policies.networks.octo_transformer import Layout
 
 # Width, layers, heads, channels of the convolutional stem, features of its patches, and width of the diffusion head. The transformer's
@@ -27,6 +28,11 @@ def new_layout(config: OctoConfig, contract: DataContract, language: tuple[int, 
     width = config.width or width
     tokenizers: dict[str, Any] = {}
     for key in contract.images:
+        if config.encoder.vision is not None:
+            network = config.encoder.image_encoder
+            kwargs: dict[str, Any] = {"obs_key": key, "network": network, "features": camera_features(network)}
+            tokenizers[key.removeprefix("image_")] = {"name": "CameraTokenizer", "kwargs": kwargs}
+            continue
         encoder = {"name": "SmallStem16", "kwargs": {"features": features, "num_features": patch_features}}
         tokenizers[key.removeprefix("image_")] = {
             "name": "ImageTokenizer",

@@ -30,6 +30,11 @@ _RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
+def camera_features(network: ImageEncoderName) -> int:
+    """How many features a camera network makes of a frame, F."""
+    return _RESNETS[network][1][-1]
+
+
 class FiLM(nn.Module):
     def __init__(self, condition: int, channels: int) -> None:
         super().__init__()
@@ -77,13 +82,33 @@ class ResNet(nn.Module):
                 blocks.append(ResidualBlock(channels, width, 2 if stage > 0 and block == 0 else 1, condition))
                 channels = width
         self.blocks = nn.ModuleList(blocks)
-        self.features = channels
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(F.silu(self.stem_norm(self.stem(x))), 3, 2, 1)
         for block in self.blocks:
             x = block(x, condition)
         return x.mean(dim=(2, 3))
+
+
+class Cameras(nn.ModuleDict):
+    """A network for each camera, by the camera's key: `see` makes features of frames."""
+
+    def __init__(self, keys: Sequence[str], network: ImageEncoderName, contract: DataContract) -> None:
+        super().__init__({key: ResNet(network, contract.language.dim) for key in keys})
+        self.network, self.contract = network, contract
+
+    def frames(self, key: str, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [B,h,w,3] as the camera's network takes them."""
+        image = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if tuple(image.shape[2:]) != tuple(self.contract.images[key]):
+            image = F.interpolate(image, self.contract.images[key], mode="area")
+        return image.contiguous(memory_format=torch.channels_last)
+
+    def see(self, key: str, pixels: Any, embeddings: np.ndarray) -> torch.Tensor:
+        """[B,F] of one camera, from uint8 frames [B,h,w,3] and the instructions' embeddings [B,L]."""
+        device = next(self.parameters()).device
+        instruction = torch.as_tensor(embeddings, dtype=torch.float32).to(device)
+        return self[key](self.frames(key, to_tensor(pixels).to(device)), unit_scale(instruction))
 
 
 class ObservationEncoder(nn.Module):
@@ -96,9 +121,8 @@ class ObservationEncoder(nn.Module):
         self.image_keys = [key for key in config.inputs if key.startswith("image_")]
         self.vector_keys = [key for key in config.inputs if not key.startswith("image_")]
         condition = contract.language.dim
-        cameras = {key: ResNet(config.image_encoder, condition) for key in self.image_keys}
-        self.output = sum(camera.features for camera in cameras.values())
-        self.cameras = nn.ModuleDict(cameras)
+        self.cameras = Cameras(self.image_keys, config.image_encoder, contract)
+        self.output = len(self.image_keys) * camera_features(config.image_encoder)
         if self.vector_keys:
             vector = sum(2 * len(contract.vectors[key].offset) for key in self.vector_keys)
             self.vector_in = nn.Linear(vector, config.vector_features)
@@ -108,14 +132,11 @@ class ObservationEncoder(nn.Module):
         self.language = nn.Linear(condition, 32)
         self.output += 32
 
-    def tensors(self, observations: Observations, keys: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-        """Raw numpy observations -> normalised tensors on this module's device; the only place where they are rescaled.
-
-        keys: only these of the inputs; none means all.
-        """
+    def tensors(self, observations: Observations) -> dict[str, torch.Tensor]:
+        """Raw numpy observations -> normalised tensors on this module's device; the only place where they are rescaled."""
         device = self.language.weight.device
         result = {"instruction": self._instruction(observations).to(device)}
-        for key in keys or self.config.inputs:
+        for key in self.config.inputs:
             if FEATURES + key in observations:
                 result[key] = to_tensor(observations[FEATURES + key]).to(device).float()
                 continue
@@ -125,10 +146,7 @@ class ObservationEncoder(nn.Module):
                 )
             value = to_tensor(observations[key]).to(device)
             if key in self.image_keys:
-                image = value.permute(0, 3, 1, 2).float() / 127.5 - 1
-                if tuple(image.shape[2:]) != tuple(self.contract.images[key]):
-                    image = F.interpolate(image, self.contract.images[key], mode="area")
-                result[key] = image.contiguous(memory_format=torch.channels_last)
+                result[key] = self.cameras.frames(key, value)
             else:
                 normalizer = self.contract.vectors[key]
                 if value.shape[1:] != normalizer.offset.shape:
@@ -147,17 +165,10 @@ class ObservationEncoder(nn.Module):
             given = self.contract.language.encode(list(observations["instruction"]))
         return torch.as_tensor(np.asarray(given, dtype=np.float32))
 
-    def features(self, key: str, frames: np.ndarray, embeddings: np.ndarray) -> torch.Tensor:
-        """[B,F] of one camera, from uint8 frames [B,h,w,3] and the instructions' embeddings [B,L]."""
-        tensors = self.tensors({key: frames, "instruction_embedding": embeddings}, (key,))
-        return self._see(key, tensors[key], _unit_scale(tensors["instruction"]))
-
-    def _see(self, key: str, x: torch.Tensor, instruction: torch.Tensor) -> torch.Tensor:
-        return self.cameras[key](x, instruction) if x.ndim == 4 else x
-
     def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        instruction = _unit_scale(tensors["instruction"])
-        parts = [self._see(key, tensors[key], instruction) for key in self.image_keys]
+        instruction = unit_scale(tensors["instruction"])
+        seen = ((key, tensors[key]) for key in self.image_keys)
+        parts = [self.cameras[key](x, instruction) if x.ndim == 4 else x for key, x in seen]
         if self.vector_keys:
             vector = torch.cat([tensors[key] for key in self.vector_keys], dim=-1)
             hidden = F.silu(self.vector_film(self.vector_in(vector), instruction))
@@ -187,6 +198,10 @@ class EncodedModel(nn.Module):
         return self.contract.observation_spec
 
     @property
+    def cameras(self) -> Cameras:
+        return self.encoder.cameras
+
+    @property
     def device(self) -> torch.device:
         return self.encoder.language.weight.device
 
@@ -195,7 +210,7 @@ class EncodedModel(nn.Module):
         return self.encoder(self.encoder.tensors(latest(observations)))
 
 
-def _unit_scale(instruction: torch.Tensor) -> torch.Tensor:
+def unit_scale(instruction: torch.Tensor) -> torch.Tensor:
     """Unit-norm embeddings [B,L] have entries of about 1/sqrt(L); bring them to unit scale."""
     return instruction * instruction.shape[-1] ** 0.5
 

@@ -1,6 +1,7 @@
 """Octo's observation tokenizers (Octo 2405.12213, appendix A): convolutional patch encoders of images, and vectors as tokens.
 
-A tokenizer is described by an entry of the original's config.json, `{"name": class, "kwargs": {...}}`. `VectorTokenizer` is ours.
+A tokenizer is described by an entry of the original's config.json, `{"name": class, "kwargs": {...}}`. Those of vectors and of camera
+features, `VectorTokenizer` and `CameraTokenizer`, are ours.
 """
 
 from __future__ import annotations
@@ -151,6 +152,19 @@ class VectorTokenizer(nn.Module):
     def forward(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """`encoder.vector_features` of vectors [B,T,2S] -> [B,T,1,F]."""
         return F.silu(self.hidden(torch.cat([vectors[key] for key in self.keys], dim=-1)))[..., None, :]
+
+
+class CameraTokenizer(nn.Module):
+    """Ours: what a frozen camera network (policies/networks/encoder.py) sees as one token."""
+
+    def __init__(self, kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.keys, self.network = [str(kwargs["obs_key"])], kwargs["network"]
+        self.tokens, self.features = 1, int(kwargs["features"])
+
+    def forward(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The camera's features [B,T,F], under its key -> [B,T,1,F]."""
+        return vectors[self.keys[0]][..., None, :]
 
 
 class Bins(nn.Module):

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data.errors import InputError
-from policies.networks.octo_tokenizers import ImageTokenizer, LowdimObsTokenizer, VectorTokenizer
+from policies.networks.octo_tokenizers import CameraTokenizer, ImageTokenizer, LowdimObsTokenizer, VectorTokenizer
 
 _EPS = 1e-6
 _TASK = "task_language"
@@ -52,8 +52,9 @@ class Layout:
 class OctoInputs:
     """Axes: B observations, T <= max_horizon steps.
 
-    images: uint8 [B,T,h,w,3]. goals: uint8 [B,h,w,3]; a missing one is black. vectors: [B,T,S], normalised. steps: bool [B,T], False
-    before the episode began. present: bool [B,T] of a camera, False where it has no picture. language: [B,L,F], with bool [B,L].
+    images: uint8 [B,T,h,w,3]. goals: uint8 [B,h,w,3]; a missing one is black. vectors: [B,T,S], normalised, and the features of cameras
+    that another network looks through. steps: bool [B,T], False before the episode began. present: bool [B,T] of a camera, False where
+    it has no picture. language: [B,L,F], with bool [B,L].
     """
 
     images: Mapping[str, torch.Tensor]
@@ -218,6 +219,8 @@ def _tokenizer(spec: Mapping[str, Any], layout: Layout) -> nn.Module:
         return LowdimObsTokenizer(kwargs, layout.vectors)
     if name == "VectorTokenizer":
         return VectorTokenizer(kwargs, layout.vectors)
+    if name == "CameraTokenizer":
+        return CameraTokenizer(kwargs)
     raise InputError(f"observation tokenizer {name!r}: only ImageTokenizer and LowdimObsTokenizer can be read")
 
 

@@ -12,7 +12,9 @@ import torch
 from data.errors import InputError
 from policies import load_policy
 from policies.checkpoint import read_tensors, resolve_checkpoint
-from policies.config import DiffusionConfig, EncoderConfig, GaussianConfig
+from policies.config import DiffusionConfig, EncoderConfig, GaussianConfig, OctoConfig, OctoTokensConfig
+from policies.history import MASK
+from policies.octo import OctoPolicy
 from robot_rl.config import CloningConfig, TargetConfig, TrainingConfig, VisionConfig
 from robot_rl.critic import CriticConfig, load_critic
 from robot_rl.recipes import train_critic, train_policy, train_vision
@@ -75,11 +77,36 @@ def test_a_critic_and_a_policy_see_as_that_run_does_without_it_being_there(store
     assert looks[-1] == 1.0
 
 
+def test_octo_sees_a_token_a_camera_with_or_without_history(store, seeing, tmp_path):
+    encoder = OctoTokensConfig(inputs=INPUTS, language="sentence", vision=str(seeing), window=2)
+    config = OctoConfig(encoder=encoder, width=32, layers=1, heads=2, noise_draws=1)
+    train_policy(store.path, tmp_path / "octo", config, CloningConfig(), SMALL)
+    policy, expected = load_policy(tmp_path / "octo"), read_tensors(resolve_checkpoint(seeing), "model")
+    assert all(torch.equal(value, expected[f"encoder.cameras.{key}"]) for key, value in policy.cameras.state_dict().items())
+    assert policy.transformer.observed == {"obs_primary": 1, "obs_vectors": 1}
+    derived, rows = features_of(policy.cameras, store), np.array([[0, 1], [4, 5]])
+    others = {
+        "proprio": store.gather("proprio", rows.ravel()).reshape(2, 2, -1),
+        "instruction": [store.instructions[i] for i in store.gather("instruction_index", rows[:, 0])],
+        MASK: np.ones((2, 2), bool),
+    }
+    frames = store.gather("image_primary", rows.ravel())
+    with torch.no_grad():
+        by_frames = policy.encode({"image_primary": frames.reshape(2, 2, *frames.shape[1:]), **others})
+        by_features = policy.encode({name: values[rows] for name, values in derived.items()} | others)
+    torch.testing.assert_close(by_features, by_frames, atol=2e-3, rtol=2e-3)
+    # What is fine-tuned keeps these eyes.
+    tuned = OctoPolicy.create(
+        replace(config, encoder=replace(encoder, vision=None), pretrained=tmp_path / "octo"), policy.contract
+    )
+    assert all(torch.equal(value, policy.cameras.state_dict()[key]) for key, value in tuned.cameras.state_dict().items())
+
+
 def test_features_are_what_the_networks_see_in_the_frames(store, seeing, tmp_path):
     encoder = EncoderConfig(inputs=INPUTS, vector_features=16, vision=str(seeing))
     train_policy(store.path, tmp_path / "policy", GaussianConfig(encoder=encoder, hidden=16), CloningConfig(), SMALL)
     policy = load_policy(tmp_path / "policy")
-    derived = features_of(policy.encoder, store)
+    derived = features_of(policy.cameras, store)
     rows = np.array([0, 3, store.rows - 1])
     index = store.gather("instruction_index", rows)
     text = [store.instructions[i] for i in index]
@@ -108,6 +135,11 @@ def test_a_run_that_does_not_fit_is_told(store, tmp_path, inputs, network, negat
     critic, target = CriticConfig(encoder=encoder, hidden=16), TargetConfig(negatives=negatives)
     with pytest.raises(InputError, match=message):
         train_critic(store.path, tmp_path / "critic", critic, SMALL, target=target)
+
+
+def test_octo_that_is_fine_tuned_takes_no_other_eyes(seeing):
+    with pytest.raises(InputError, match="leave one of them out"):
+        OctoConfig(encoder=OctoTokensConfig(vision=str(seeing)), pretrained=seeing)
 
 
 def test_camera_networks_that_are_trained_are_not_taken_over():
