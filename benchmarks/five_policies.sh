@@ -69,5 +69,5 @@ run() { # place, options...
   robot-rl benchmark "$here/five_policies.json" --out "$out/$place" "$@"
 }
 run results --methods "${table[@]}" PA-RL RoboMonkey
-run candidates --methods steered "${k_curve[@]}" --episodes 50 --seed 5000000 --videos 0
-run ablation --methods steered "${ablation[@]}" --episodes 50 --seed 6000000 --videos 0
+run candidates --methods steered "${k_curve[@]}" --episodes 25 --seed 5000000 --videos 0
+run ablation --methods steered "${ablation[@]}" --episodes 25 --seed 6000000 --videos 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -29,13 +29,22 @@ class Failure:
     control_hz: float
 
 
-def record_failures(result: BenchmarkResult, count: int, workers: int, on_progress: OnProgress | None = None) -> list[Failure]:
-    """Run up to `count` failures of the first method again with a camera, and the base's episodes beside them."""
-    chosen = choose_failures(result, count)
+def record_failures(
+    result: BenchmarkResult,
+    count: int,
+    workers: int,
+    on_progress: OnProgress | None = None,
+    elsewhere: Collection[tuple[str, str]] = (),
+) -> list[Failure]:
+    """Run up to `count` failures of the first method again with a camera, and the base's episodes beside them.
+
+    elsewhere: suites and policies that ran elsewhere, whose episodes cannot be run again here.
+    """
+    chosen = choose_failures(result, count, elsewhere)
     if not chosen:
         return []
     method = _first(result)
-    contests = make_contests(result.plan)
+    contests = make_contests(result.plan, elsewhere)
     wanted = [Wanted(f"{s}/{p}", arm, o.env_id, o.seed) for s, p, o in chosen for arm in (method, BASE)]
     recorded = record_episodes(contests, wanted, workers, on_progress)
     rates = {name: contests[name].arms[BASE]().action_spec.control_hz for name in {episode.contest for episode in wanted}}
@@ -48,12 +57,15 @@ def record_failures(result: BenchmarkResult, count: int, workers: int, on_progre
     return failures
 
 
-def choose_failures(result: BenchmarkResult, count: int) -> list[tuple[str, str, EpisodeOutcome]]:
+def choose_failures(
+    result: BenchmarkResult, count: int, elsewhere: Collection[tuple[str, str]] = ()
+) -> list[tuple[str, str, EpisodeOutcome]]:
     """(suite, policy, outcome), largest disagreement first, at most two of a cell. What ended with an error is not among them."""
     method = _first(result)
     failed = [
         (suite, policy, outcome)
         for (suite, policy), contest in result.results.items()
+        if (suite, policy) not in elsewhere
         for outcomes in contest.outcomes[method].values()
         for outcome in outcomes
         if not outcome.success and not outcome.error

@@ -19,14 +19,14 @@ FORMAT = "robot-rl benchmark 1"
 SIGNIFICANT = 1 - CONFIDENCE
 Cell = tuple[str, str, str]
 """Suite, policy and environment: where a method is compared with the policy alone."""
+Results = dict[tuple[str, str], EvaluationResult]
+"""By suite and policy."""
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """results: of each contest, by suite and policy."""
-
     plan: BenchmarkPlan
-    results: Mapping[tuple[str, str], EvaluationResult]
+    results: Results
 
     def to_json(self) -> dict[str, Any]:
         """`suites[suite][policy]` is that contest's evaluation; `methods[method]` says what each method does for the policies.

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from data.errors import InputError
 from robot_rl.benchmark.plan import BenchmarkPlan
-from robot_rl.benchmark.result import BenchmarkResult
+from robot_rl.benchmark.result import BenchmarkResult, Results
 from robot_rl.evaluation.evaluate import Contest, MakePool, OnBlock, run_contests
 from robot_rl.evaluation.steering import make_contest
 
 
-def make_contests(plan: BenchmarkPlan) -> dict[str, Contest]:
+def make_contests(plan: BenchmarkPlan, leave_out: Collection[tuple[str, str]] = ()) -> dict[str, Contest]:
     """By `suite/policy`. InputError, which names the two, where policy, critic and environments do not fit together."""
     contests = {}
     for suite, part in plan.suites.items():
         for policy, spec in part.policies.items():
+            if (suite, policy) in leave_out:
+                continue
             try:
                 contests[f"{suite}/{policy}"] = make_contest(
                     spec, part.critic, part.env, plan.episodes, plan.seed, plan.methods
@@ -32,11 +35,14 @@ def run_benchmark(
     journal: Path | None = None,
     stop_early: bool = False,
     on_block: OnBlock | None = None,
+    elsewhere: Results | None = None,
 ) -> BenchmarkResult:
-    """Run (or resume) a benchmark; see `run_contests`. The result is the same whatever the pool, and after any number of kills."""
-    contests = make_contests(plan)
-    results = run_contests(contests, make_pool, journal=journal, stop_early=stop_early, on_block=on_block)
-    by_policy = {
-        (suite, policy): results[f"{suite}/{policy}"] for suite, part in plan.suites.items() for policy in part.policies
-    }
-    return BenchmarkResult(plan, by_policy)
+    """Run (or resume) a benchmark; see `run_contests`. The result is the same whatever the pool, and after any number of kills.
+
+    elsewhere: contests that ran elsewhere, which are not run here.
+    """
+    known = elsewhere or {}
+    contests = make_contests(plan, known)
+    found = run_contests(contests, make_pool, journal=journal, stop_early=stop_early, on_block=on_block) if contests else {}
+    pairs = [(suite, policy) for suite, part in plan.suites.items() for policy in part.policies]
+    return BenchmarkResult(plan, {pair: known[pair] if pair in known else found["/".join(pair)] for pair in pairs})

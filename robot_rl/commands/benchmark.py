@@ -25,6 +25,7 @@ class Benchmark:
     methods: tuple[str, ...] = ()
     episodes: int | None = None  # of each policy, method and task, instead of the plan's
     seed: int | None = None  # of the first episode, instead of the plan's
+    elsewhere: tuple[Path, ...] = ()  # folders of other runs of this plan, whose suites and policies are taken from there
     workers: int = 2  # processes
     ray: str | None = None  # spread over Ray: `local`, `auto` for the cluster of this machine, or a cluster's address
     stop_early: bool = False  # a task where the first method is clearly better or worse than base gets no more episodes
@@ -41,7 +42,7 @@ class Benchmark:
     def run(self) -> None:
         from rich.console import Console
 
-        from robot_rl.benchmark import cells_table, policies_table, read_plan, run_benchmark
+        from robot_rl.benchmark import cells_table, policies_table, read_elsewhere, read_plan, run_benchmark
         from robot_rl.benchmark.failures import record_failures
         from robot_rl.benchmark.report import write_benchmark_report
         from robot_rl.console import benchmark_progress, check_writable, counting_progress, write_json
@@ -50,16 +51,22 @@ class Benchmark:
         plan = read_plan(self.plan).only(self.suites, self.policies, self.methods)
         plan = replace(plan, episodes=self.episodes or plan.episodes, seed=plan.seed if self.seed is None else self.seed)
         results, report = self.out / "results.json", self.out / "report.html"
+        elsewhere = read_elsewhere(self.elsewhere, plan)
         check_writable(self.out, "--out", folder=True)
         make_pool = ray_pool(self.workers, self.ray, self.time_limit) if self.ray else local_pool(self.workers, self.time_limit)
         with benchmark_progress() as on_block:
             result = run_benchmark(
-                plan, make_pool, journal=self.out / "journal.jsonl", stop_early=self.stop_early, on_block=on_block
+                plan,
+                make_pool,
+                journal=self.out / "journal.jsonl",
+                stop_early=self.stop_early,
+                on_block=on_block,
+                elsewhere=elsewhere,
             )
         values = result.to_json()
         write_json(results, values)
         with counting_progress("recording (episodes)") as on_progress:
-            failures = record_failures(result, self.videos, self.workers, on_progress)
+            failures = record_failures(result, self.videos, self.workers, on_progress, elsewhere)
         write_benchmark_report(report, values, failures)
         console = Console()
         console.print(policies_table(values))

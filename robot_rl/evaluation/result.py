@@ -63,6 +63,17 @@ class EvaluationResult:
             "work_seconds": self.work_seconds,
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], arms: Sequence[str]) -> EvaluationResult:
+        """Back from `to_json`, of these arms; without what that leaves out, such as values. KeyError where one is missing."""
+        outcomes = {
+            arm: {name: [EpisodeOutcome(**o) for o in task["arms"][arm]["outcomes"]] for name, task in values["tasks"].items()}
+            for arm in arms
+        }
+        header = {key: values[key] for key in ("settings", "versions", "provenance")}
+        header["arms"] = {arm: values["policies"][arm] for arm in arms}
+        return cls(outcomes, values["seed"], header, values["wall_seconds"], values["work_seconds"])
+
     def _aggregate(self, env_ids: Sequence[str]) -> dict[str, Any]:
         means = {
             arm: sum(sum(o.success for o in tasks[env_id]) / len(tasks[env_id]) for env_id in env_ids) / len(env_ids)

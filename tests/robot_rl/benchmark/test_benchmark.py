@@ -13,7 +13,7 @@ from data.errors import InputError
 from data.source import EpisodeList
 from data.store.conversion import convert
 from policies.config import FlowConfig, GaussianConfig
-from robot_rl.benchmark import BenchmarkPlan, BenchmarkResult, SuitePlan, read_plan, run_benchmark
+from robot_rl.benchmark import BenchmarkPlan, BenchmarkResult, SuitePlan, read_elsewhere, read_plan, run_benchmark
 from robot_rl.benchmark.failures import record_failures
 from robot_rl.benchmark.report import write_benchmark_report
 from robot_rl.collect import Demonstration, action_description, record
@@ -123,6 +123,41 @@ def test_neither_workers_nor_ray_nor_kills_change_the_numbers(plan: BenchmarkPla
     journal.write_bytes(b"".join(lines[:7]))
     assert untimed(run_benchmark(plan, local_pool(2), journal=journal).to_json()) == expected
     assert untimed(run_benchmark(plan, ray_pool(2, "local")).to_json()) == expected
+
+
+def test_parts_that_ran_elsewhere_make_the_whole(plan: BenchmarkPlan, tmp_path: Path) -> None:
+    def kept(name: str, values: Any) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(values))
+        return tmp_path / name
+
+    whole = run_benchmark(plan, local_pool(1)).to_json()
+    part = run_benchmark(plan.only((), ("flow",), ()), local_pool(1)).to_json()
+    flow = kept("flow", part)
+    found = read_elsewhere([flow], plan)
+    assert list(found) == [("table", "flow")]
+    result = run_benchmark(plan, local_pool(1), journal=tmp_path / "journal.jsonl", elsewhere=found)
+    assert untimed(result.to_json()) == untimed(whole)
+    assert b"flow" not in (tmp_path / "journal.jsonl").read_bytes()
+    assert {failure.policy for failure in record_failures(result, 1, workers=1, elsewhere=found)} == {"gaussian"}
+    # All of it, where neither policies nor critic are.
+    moved = replace(plan, suites={"table": replace(plan.suites["table"], critic="nowhere")})
+    assert untimed(run_benchmark(moved, local_pool(1), elsewhere=read_elsewhere([kept("whole", whole)], moved)).to_json()) == {
+        **untimed(whole),
+        "plan": json.loads(json.dumps(moved.to_json())),
+    }
+    other = {**plan.methods, "steered": parse_method("steered?num_samples=9")}
+    for folders, wanted, text in [
+        ([flow, flow], plan, "has flow in table, as another"),
+        ([flow], replace(plan, episodes=3), "ran with episodes 2, the plan says 3"),
+        ([flow], replace(plan, methods=other), "method 'steered' is missing there or had other settings"),
+        ([flow], plan.only((), ("gaussian",), ()), "has no suite and policy of the plan; it has table"),
+        ([tmp_path / "none"], plan, "not the results of a benchmark .FileNotFoundError"),
+        ([kept("cut", {**part, "suites": {"table": {"flow": {}}}})], plan, "not the results of a benchmark .KeyError"),
+        ([kept("old", {**part, "format": "robot-rl benchmark 0"})], plan, "of this version"),
+    ]:
+        with pytest.raises(InputError, match=text):
+            read_elsewhere(folders, wanted)
 
 
 def test_policies_that_do_not_fit_are_named_before_anything_runs(plan: BenchmarkPlan) -> None:
