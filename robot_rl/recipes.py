@@ -151,8 +151,10 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _look(cameras: Cameras, run: str, stores: list[tuple[Store, float]], look: LookProgress | None) -> list[Derived]:
+def _look(cameras: Cameras | None, run: str, stores: list[tuple[Store, float]], look: LookProgress | None) -> list[Derived]:
     """Take over a run's camera networks, and what they see in each of the stores."""
+    if not cameras:
+        raise InputError(f"--vision {run}: there is no camera among --inputs; name one, or leave it out")
     take_cameras(cameras, run)
     return [features_of(cameras, store, look) for store, _ in stores]
 

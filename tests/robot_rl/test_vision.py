@@ -137,6 +137,18 @@ def test_a_run_that_does_not_fit_is_told(store, tmp_path, inputs, network, negat
         train_critic(store.path, tmp_path / "critic", critic, SMALL, target=target)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        GaussianConfig(encoder=EncoderConfig(inputs=("proprio",), vision="runs/vision")),
+        OctoConfig(encoder=OctoTokensConfig(inputs=("proprio",), language="sentence", vision="runs/vision"), width=32, heads=2),
+    ],
+)
+def test_without_a_camera_there_is_nothing_to_take_over(store, tmp_path, config):
+    with pytest.raises(InputError, match="no camera among --inputs"):
+        train_policy(store.path, tmp_path / "policy", config, CloningConfig(), SMALL)
+
+
 def test_octo_that_is_fine_tuned_takes_no_other_eyes(seeing):
     with pytest.raises(InputError, match="leave one of them out"):
         OctoConfig(encoder=OctoTokensConfig(vision=str(seeing)), pretrained=seeing)
