@@ -37,12 +37,12 @@ train() { # suite options-of-what-they-look-at...
   local suite=$1
   shift
   robot-rl train critic --data "$out/$suite/all" --out "$out/$suite/critic" --steps 6000 "$@"
-  clone "$suite" gaussian careful --steps 6000 "$@"
+  clone "$suite" gaussian poor --steps 6000 "$@"
   clone "$suite" diffusion mixed --steps 6000 "$@"
   clone "$suite" flow dithering --steps 6000 "$@"
   # A step of these two costs more.
   clone "$suite" autoregressive sloppy --steps 4000 --batch-size 64 --layers 2 --prefix 4 "$@"
-  clone "$suite" octo poor --steps 4000 --batch-size 64 --language sentence "$@"
+  clone "$suite" octo careful --steps 4000 --batch-size 64 --language sentence "$@"
 }
 
 # On the tabletop they look through two cameras, and share networks that learned to see from the critic's data.

@@ -121,7 +121,13 @@ def _draw(logits: torch.Tensor, temperature: float, top_k: int | None, generator
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    return torch.multinomial(logits.softmax(-1).flatten(0, 1), 1, generator=generator).view(logits.shape[:2])
+    # By inverting the distribution function, with one uniform number a token: torch.multinomial draws one for each probability.
+    cumulative = logits.softmax(-1).cumsum(-1)
+    total = cumulative[..., -1:]
+    if not bool(total.isfinite().all()):
+        raise ValueError("the policy's logits are not finite")
+    uniform = torch.rand(total.shape, generator=generator, device=total.device)  # below 1, so that the product is below the total
+    return torch.searchsorted(cumulative, uniform * total, right=True)[..., 0]
 
 
 class _Suffix:
