@@ -27,13 +27,13 @@ def rpy_from_rotation(rotation: np.ndarray) -> tuple[float, float, float]:
 
 
 def rotation_from_vector(vector: np.ndarray) -> np.ndarray:
-    """The rotation [3,3] about `vector` [3] by its length."""
-    angle = math.sqrt(float(vector @ vector))
-    if angle < 1e-9:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+    """The rotations [...,3,3] about each `vector` [...,3] by its length."""
+    angle = np.linalg.norm(vector, axis=-1)
+    x, y, z = np.moveaxis(vector / np.maximum(angle, 1e-9)[..., None], -1, 0)
+    zero = np.zeros_like(x)
+    cross = np.moveaxis(np.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]]), (0, 1), (-2, -1))
+    sine, versine = np.sin(angle)[..., None, None], (1 - np.cos(angle))[..., None, None]
+    return np.eye(3) + sine * cross + versine * (cross @ cross)
 
 
 def vector_from_rotation(rotation: np.ndarray) -> np.ndarray:

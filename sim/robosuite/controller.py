@@ -18,8 +18,10 @@ REST_STIFFNESS = 10.0
 
 
 @numba.njit(cache=True)
-def _torques(jacobian, mass, qpos, qvel, position_error, rotation, goal_rotation, velocity, rest):  # pragma: no cover
-    """[7] without gravity compensation: J^T (L_x f_x, L_r f_r) + N^T M (kp (rest - q) - kd q')."""
+def _torques(jacobian, mass, qpos, qvel, bias, position_error, rotation, goal_rotation, velocity, rest):  # pragma: no cover
+    """[7]: J^T (L_x f_x, L_r f_r) + N^T M (kp (rest - q) - kd q'), against gravity. jacobian, mass: the arm's joints come first."""
+    joints = len(rest)
+    jacobian, mass = jacobian[:, :joints].copy(), mass[:joints, :joints].copy()
     turn = np.zeros(3)
     for axis in range(3):
         turn += 0.5 * np.cross(rotation[:, axis], goal_rotation[:, axis])
@@ -29,7 +31,7 @@ def _torques(jacobian, mass, qpos, qvel, position_error, rotation, goal_rotation
     inertia = np.linalg.solve(mass, jacobian.T)  # M^-1 J^T
     mobility = jacobian @ inertia
     posture = mass @ (REST_STIFFNESS * (rest - qpos) - 2 * np.sqrt(REST_STIFFNESS) * qvel)
-    return jacobian.T @ np.linalg.solve(mobility, wrench - inertia.T @ posture) + posture
+    return jacobian.T @ np.linalg.solve(mobility, wrench - inertia.T @ posture) + posture + bias
 
 
 class OperationalSpaceController:
@@ -47,11 +49,8 @@ class OperationalSpaceController:
 
     def torques(self, position: np.ndarray, rotation: np.ndarray, velocity: np.ndarray) -> np.ndarray:
         """[7], within the motors' limits. position [3], rotation [3,3], velocity [6] (linear, angular): the goal's, in the world."""
-        joints = len(self._rest)
         mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._site)
         mujoco.mj_fullM(self._model, self._mass, self._data.qM)
-        jacobian = np.ascontiguousarray(self._jacobian[:, :joints])
-        mass = np.ascontiguousarray(self._mass[:joints, :joints])
-        (qpos, qvel, gravity), (at, turned) = self._views, self._pose
-        driving = _torques(jacobian, mass, qpos, qvel, position - at, turned, rotation, velocity, self._rest)
-        return np.clip(driving + gravity, self._low, self._high)
+        at, turned = self._pose
+        wanted = _torques(self._jacobian, self._mass, *self._views, position - at, turned, rotation, velocity, self._rest)
+        return np.minimum(np.maximum(wanted, self._low), self._high)

@@ -128,13 +128,13 @@ class World:
         before, self._velocity = duration * self._velocity, way / duration
         origin, orientation = self.base + start[0], start[1] @ POINTING_DOWN
         self.data.ctrl[-2:] = opening * FINGER_OPEN, -opening * FINGER_OPEN
-        for substep in range(1, substeps + 1):
-            s = substep / substeps
-            moved = s * (1 - s) ** 2 * before + s * s * (2 - s) * way
-            velocity = ((1 - s) * (1 - 3 * s) * before + s * (4 - 3 * s) * way) / duration
+        s = np.arange(1, substeps + 1)[:, None] / substeps
+        moved = s * (1 - s) ** 2 * before + s * s * (2 - s) * way
+        velocities = ((1 - s) * (1 - 3 * s) * before + s * (4 - 3 * s) * way) / duration
+        positions, rotations = origin + moved[:, :3], rotation_from_vector(moved[:, 3:]) @ orientation
+        for position, rotation, velocity in zip(positions, rotations, velocities, strict=True):
             mujoco.mj_step1(self.model, self.data)
-            rotation = rotation_from_vector(moved[3:]) @ orientation
-            self.data.ctrl[:-2] = self._controller.torques(origin + moved[:3], rotation, velocity)
+            self.data.ctrl[:-2] = self._controller.torques(position, rotation, velocity)
             mujoco.mj_step2(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
 
