@@ -30,6 +30,7 @@ class MajorityVoting(CriticsChoice):
     def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """N independent draws, [B,N,H,A] in physical units."""
         m, k = self.config.policy_samples, self.config.num_samples
+        observations = self._seen(observations)
         drawn = self.policy.sample(observations, num_samples * m, generator)[:, :, : self.action_spec.chunk]
         drawn = drawn.unflatten(1, (num_samples, m))
         candidates = self._propose(drawn, k, generator)

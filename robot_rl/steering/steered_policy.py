@@ -16,6 +16,7 @@ from policies.base import ActionSpec, Observations, ObservationSpec, Policy, obs
 from robot_rl.critic import Critic
 from robot_rl.steering.ascent import ascend
 from robot_rl.steering.config import ModeConfig, RandomConfig, SteeringConfig
+from robot_rl.steering.shared_cameras import look_once, shared_cameras
 from robot_rl.steering.smoothing import kernel, tilted
 
 
@@ -46,6 +47,11 @@ class CriticsChoice:
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
         self.observation_spec = both_see(policy, critic)
         self.last_decision: Decision | None = None
+        self._shared = shared_cameras(policy, critic)
+
+    def _seen(self, observations: Observations) -> Observations:
+        """What policy and critic are given: frames that both would look at alike come with what is seen in them."""
+        return look_once(self.critic.cameras, self._shared, observations) if self._shared else observations
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +72,7 @@ class SteeredPolicy(CriticsChoice):
     @torch.no_grad()
     def sample(self, observations: Observations, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """N independent draws of the steered policy, [B,N,H,A] in physical units; each chooses among K candidates of its own."""
+        observations = self._seen(observations)
         candidates = self.policy.sample(observations, num_samples * self.config.num_samples, generator)
         candidates = candidates[:, :, : self.action_spec.chunk]
         z = self.critic.encode(observations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from policies.octo import OctoPolicy
 from robot_rl.config import CloningConfig, TargetConfig, TrainingConfig, VisionConfig
 from robot_rl.critic import CriticConfig, load_critic
 from robot_rl.recipes import train_critic, train_policy, train_vision
+from robot_rl.steering import SteeredPolicy, SteeringConfig
 from robot_rl.vision import features_of, vision_targets
 
 INPUTS = ("image_primary", "proprio")
@@ -135,6 +137,35 @@ def test_a_run_that_does_not_fit_is_told(store, tmp_path, inputs, network, negat
     critic, target = CriticConfig(encoder=encoder, hidden=16), TargetConfig(negatives=negatives)
     with pytest.raises(InputError, match=message):
         train_critic(store.path, tmp_path / "critic", critic, SMALL, target=target)
+
+
+def test_steered_by_a_critic_with_the_same_eyes_it_looks_once(store, seeing, tmp_path):
+    encoder = EncoderConfig(inputs=INPUTS, vector_features=16, vision=str(seeing))
+    own = EncoderConfig(inputs=INPUTS, vector_features=16)
+    octo = OctoConfig(encoder=OctoTokensConfig(INPUTS, language="sentence", vision=str(seeing)), width=32, layers=1, heads=2)
+    train_critic(store.path, tmp_path / "critic", CriticConfig(encoder=encoder, hidden=16), SMALL)
+    critic = load_critic(tmp_path / "critic")
+    rows = np.array([0, 3, 9])
+    seen = {key: store.gather(key, rows) for key in INPUTS}
+    seen["instruction"] = [store.instructions[i] for i in store.gather("instruction_index", rows)]
+    for name, config, looks in (
+        ("diffusion", DiffusionConfig(encoder=encoder, hidden=16, blocks=1), 1),
+        ("octo", octo, 1),
+        ("stranger", GaussianConfig(encoder=own, hidden=16), 2),
+    ):
+        train_policy(store.path, tmp_path / name, config, CloningConfig(), SMALL)
+        policy = load_policy(tmp_path / name)
+        counted: list[int] = []
+        note = partial(lambda looks, _, frames, seen: looks.append(len(frames[0])), counted)
+        for model in (policy, critic):
+            model.cameras["image_primary"].register_forward_hook(note)
+        steered = SteeredPolicy(policy, critic, SteeringConfig(num_samples=8))
+        chosen = steered.sample(seen, 1, torch.Generator().manual_seed(0))
+        assert counted == [3] * looks
+        # What it chooses is what it would choose if each looked for itself.
+        steered._shared = ()
+        torch.testing.assert_close(steered.sample(seen, 1, torch.Generator().manual_seed(0)), chosen, atol=1e-4, rtol=1e-4)
+        critic.cameras["image_primary"]._forward_hooks.clear()
 
 
 @pytest.mark.parametrize(
