@@ -57,11 +57,11 @@ seeing=$!
 }
 wait $seeing
 
-table=(steered random mode)
+table=(steered random)
 k_curve=("steered, K="{1,2,5,10,20,100,200})
-ablation=("steered, "{"not smoothed","value alone","temperature 1","temperature 16","smoothing 0.15","smoothing 0.6","mean of members","10 ascent steps"})
+ablation=(mode "steered, "{"not smoothed","value alone","temperature 1","temperature 16","smoothing 0.15","smoothing 0.6","mean of members","10 ascent steps"})
 for k in 10 50; do table+=("V-GPS $k, "{0,0.1,1}); done
-for k in 1 2 5 10 20 50 100 200; do k_curve+=("V-GPS $k, 0"); done
+for k in 1 5 20 50 200; do k_curve+=("V-GPS $k, 0"); done
 
 run() { # place, options...
   local place=$1
