@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
+from data.errors import InputError, reason
 from robot_rl.benchmark.plan import BenchmarkPlan
 from robot_rl.benchmark.result import FORMAT, Results
 from robot_rl.evaluation.result import EvaluationResult
@@ -25,7 +25,9 @@ def read_elsewhere(folders: Sequence[Path], plan: BenchmarkPlan) -> Results:
             values = json.loads(path.read_text(encoding="utf-8"))
             part = _part(values, path, plan)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not the results of a benchmark ({type(error).__name__}: {error})") from None
+            raise InputError(
+                f"{path}: not the results of a benchmark ({reason(error)}); give the folder of its --out"
+            ) from None
         if twice := [f"{policy} in {suite}" for suite, policy in part if (suite, policy) in found]:
             raise InputError(f"{path}: has {twice[0]}, as another of the runs does; give each once")
         found |= part
