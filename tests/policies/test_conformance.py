@@ -74,8 +74,9 @@ def test_a_generator_decides_everything(name, policy):
 
 
 def test_samples_differ_and_so_do_observations(name, policy):
-    actions = policy.sample(observations(policy, 2), 4, generator(0))
-    assert len(torch.unique(actions[0].flatten(1), dim=0)) == (1 if name in DETERMINISTIC else 4)
+    actions = policy.sample(observations(policy, 2), 16, generator(0))
+    different = len(torch.unique(actions[0].flatten(1), dim=0))
+    assert different == 1 if name in DETERMINISTIC else different > 8  # tokens of a peaked distribution may well coincide
     assert not torch.equal(actions[0], actions[1])
 
 
