@@ -126,9 +126,8 @@ def _draw(logits: torch.Tensor, temperature: float, top_k: int | None, generator
     total = cumulative[..., -1:]
     if not bool(total.isfinite().all()):
         raise ValueError("the policy's logits are not finite")
-    uniform = torch.rand(
-        total.shape, generator=generator, device=total.device
-    )  # below 1, so that the product is below the total
+    # It is below 1, and the product below the total: no token without probability is ever drawn.
+    uniform = torch.rand(total.shape, generator=generator, device=total.device)
     return torch.searchsorted(cumulative, uniform * total, right=True)[..., 0]
 
 

@@ -24,7 +24,7 @@ def shared_cameras(policy: Policy, critic: Critic) -> tuple[str, ...]:
 @torch.no_grad()
 def look_once(cameras: Cameras, keys: Sequence[str], observations: Observations) -> Observations:
     """With what these cameras see beside their frames; as they are where an observation came without some of them."""
-    if not keys or MASK in observations or any(key not in observations for key in (*keys, "instruction")):
+    if MASK in observations or any(key not in observations for key in (*keys, "instruction")):
         return observations
     embeddings = cameras.contract.language.encode(list(observations["instruction"]))
     return {**observations, **{FEATURES + key: _look(cameras, key, observations[key], embeddings) for key in keys}}
