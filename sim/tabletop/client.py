@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 
 def _import_silently() -> ModuleType:
@@ -29,10 +29,15 @@ pybullet: Any = _import_silently()
 
 
 class PhysicsClient:
-    """`pybullet`'s functions, bound to one in-process world."""
+    """`pybullet`'s functions, bound to one in-process world, which may be another's old one: empty it before use.
+
+    A new world costs as much as half an episode, and freeing it gives little back: those that are done with wait for the next.
+    """
+
+    _idle: ClassVar[list[int]] = []
 
     def __init__(self) -> None:
-        self._id = pybullet.connect(pybullet.DIRECT)
+        self._id = self._idle.pop() if self._idle else pybullet.connect(pybullet.DIRECT)
         if self._id < 0:
             raise RuntimeError("PyBullet refused another physics world in this process; close environments that are done")
 
@@ -42,9 +47,9 @@ class PhysicsClient:
         return bound
 
     def close(self) -> None:
-        """Free the world. Closing twice is harmless."""
+        """Leave the world to another. Closing twice is harmless."""
         if self._id >= 0:
-            pybullet.disconnect(physicsClientId=self._id)
+            self._idle.append(self._id)
             self._id = -1
 
     def __del__(self) -> None:
