@@ -21,7 +21,7 @@ Config = TypeVar("Config")
 class EncoderConfig:
     """How observations are encoded."""
 
-    inputs: tuple[str, ...] = ()  # observation keys; none means what the data have: state, else image_primary, and proprio
+    inputs: tuple[str, ...] = ()  # observation keys; none means --vision's cameras, else state, else image_primary; and proprio
     image_encoder: ImageEncoderName = "resnet_small"  # small for a CPU; resnet34 is V-GPS's
     vision: str | None = None  # a run of `train vision`, whose camera networks are taken over as they are: minutes on a CPU
     vector_features: int = 128  # width of the branch for proprio and state
@@ -138,7 +138,7 @@ class OpenVLAConfig:
 class OctoTokensConfig:
     """What becomes tokens."""
 
-    inputs: tuple[str, ...] = ()  # observation keys; none means what the data have: state, else image_primary, and proprio
+    inputs: tuple[str, ...] = ()  # observation keys; none means --vision's cameras, else state, else image_primary; and proprio
     window: int = 1  # control steps that it looks back on, this one included
     language: str = "minilm"  # minilm: tokens of the installed encoder; sentence: the data's own embedding; or a T5's folder
     vision: str | None = None  # a run of `train vision`: what its camera networks see is a token a camera, in place of patches

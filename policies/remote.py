@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -162,6 +163,8 @@ class RemotePolicy:
 
     def _learn(self, metadata: Mapping[str, Any]) -> None:
         """What the server does and means: from our own servers' metadata, else from the map and one request."""
+        # A server that begins to serve another policy, or in another way, says so here if anywhere.
+        self.served = hashlib.sha256(repr(metadata).encode()).hexdigest()[:16]
         said = metadata.get("robot_rl")
         said = said if isinstance(said, dict) else {}
         try:

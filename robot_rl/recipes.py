@@ -29,6 +29,7 @@ from robot_rl.vision import (
     Derived,
     LookProgress,
     VisionLearner,
+    cameras_of_run,
     features_of,
     take_cameras,
     vision_targets,
@@ -109,7 +110,10 @@ def train_vision(
     config = replace(config, encoder=_with_inputs(replace(config.encoder, inputs=inputs), [store]))
     cameras = tuple(key for key in config.encoder.inputs if key.startswith("image_"))
     if not cameras:
-        raise InputError(f"{store.path}: --inputs names no camera; it has {', '.join(store.observation_keys)}")
+        raise InputError(
+            f"{store.path}: there is no camera to train, it has {', '.join(store.observation_keys)}; name one as --inputs, or "
+            "record with cameras"
+        )
     contract, targets = DataContract.from_store(store, 1, config.encoder.inputs), vision_targets(store)
     torch.manual_seed(training.seed)
     learner = VisionLearner(config, contract, targets.shape[1], training.steps)
@@ -189,13 +193,16 @@ def trainable_family(family: str) -> Any:
 
 
 def _with_inputs(encoder: EncoderConfig, stores: list[Store]) -> EncoderConfig:
-    """The encoder's inputs as given, or what every store has: the simulator's state, else the main camera, and proprioception."""
+    """The encoder's inputs as given, or what every store has: the cameras of `vision`, else the simulator's state, else the main
+    camera; and proprioception.
+    """
+    wanted = encoder.inputs or (cameras_of_run(encoder.vision) if encoder.vision else ())
     for store in stores:
-        missing = [key for key in encoder.inputs if key not in store.observation_keys]
+        missing = [key for key in wanted if key not in store.observation_keys]
         if missing:
             raise InputError(f"{store.path}: has no {missing[0]!r}; --inputs can be {', '.join(store.observation_keys)}")
     if encoder.inputs:
         return encoder
     available = [key for key in stores[0].observation_keys if all(key in store.observation_keys for store in stores)]
     first = "state" if "state" in available else next((key for key in available if key.startswith("image_")), None)
-    return replace(encoder, inputs=tuple(key for key in (first, "proprio") if key in available))
+    return replace(encoder, inputs=tuple(key for key in (*(wanted or (first,)), "proprio") if key in available))

@@ -97,23 +97,38 @@ def vision_targets(store: Store) -> np.ndarray:
     return np.asarray((targets - targets.mean(axis=0)) / np.where(scale > 1e-6, scale, 1.0), np.float32)
 
 
+def cameras_of_run(run: Path | str) -> tuple[str, ...]:
+    """The observation keys of the cameras that a run's networks look at. InputError when there is no such run."""
+    return tuple(_open(run)[1].get("contract", {}).get("images", {}))
+
+
+def _open(run: Path | str) -> tuple[Path, dict[str, Any]]:
+    try:
+        checkpoint = resolve_checkpoint(run)
+    except InputError as error:
+        raise InputError(f"--vision {error}") from error
+    return checkpoint, read_config(checkpoint)
+
+
 def take_cameras(cameras: Cameras, run: Path | str) -> None:
     """Give them the weights of a run's camera networks, frozen. InputError when the run has not these cameras, at this size."""
-    checkpoint = resolve_checkpoint(run)
-    values, tensors = read_config(checkpoint), read_tensors(checkpoint, "model")
-    contract, theirs = values.get("contract", {}), values.get("config", {}).get("encoder", {})
-    given = {
-        "network": theirs.get("image_encoder"),
-        "language model": contract.get("language", {}).get("model"),
-        **{key: tuple(size) for key, size in contract.get("images", {}).items()},
-    }
-    wanted: dict[str, Any] = {"network": cameras.network, "language model": cameras.contract.language.model}
-    wanted |= {key: cameras.contract.images[key] for key in cameras}
-    for what, value in wanted.items():
-        if given.get(what) != value:
-            raise InputError(
-                f"--vision {run}: its {what} is {given.get(what)}, {value} is needed; give a run on the same cameras"
-            )
+    checkpoint, values = _open(run)
+    tensors = read_tensors(checkpoint, "model")
+    contract, network = values.get("contract", {}), values.get("config", {}).get("encoder", {}).get("image_encoder")
+    images = {key: tuple(size) for key, size in contract.get("images", {}).items()}
+    there, language = ", ".join(images) or "no camera", contract.get("language", {}).get("model")
+    for key in cameras:
+        if key not in images:
+            raise InputError(f"--vision {run}: looks at {there}; leave {key} out of --inputs, or give a run that looks at it")
+        if images[key] != cameras.contract.images[key]:
+            wanted, given = cameras.contract.images[key], images[key]
+            raise InputError(f"--vision {run}: its {key} is {given}, {wanted} is needed; give a run on frames of this size")
+    if network != cameras.network:
+        raise InputError(f"--vision {run}: its network is {network}, not {cameras.network}; say --image-encoder {network}")
+    if language != (model := cameras.contract.language.model):
+        raise InputError(
+            f"--vision {run}: its language model is {language}, {model} is needed; give a run on data with that one"
+        )
     try:
         cameras.load_state_dict({key: tensors[_CAMERAS + key] for key in cameras.state_dict()})
     except (KeyError, RuntimeError) as error:

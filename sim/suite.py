@@ -80,10 +80,18 @@ def register_suite(suite: Suite) -> Suite:
 def environment_ids(env: str) -> tuple[str, ...]:
     """Gymnasium ids of what `env` names, in its order: with commas between, suites, suite/task, and ids.
 
-    Each may have `module:` in front, a module that is imported first, because it registers them; the ids keep it, as Gymnasium has
-    it, so that `gymnasium.make` finds them in another process too. InputError: no such module, suite, task or id.
+    `module:` in front, of one and all that follow it, is a module that is imported first, because it registers them; the ids keep
+    it, as Gymnasium has it, so that `gymnasium.make` finds them in another process too. InputError: no such module, suite, task or
+    id, or one that is named twice.
     """
-    return tuple(env_id for name in env.split(",") for env_id in _resolve(name.strip()))
+    ids: list[str] = []
+    module = ""
+    for name in env.split(","):
+        module, name = name.strip().rpartition(":")[::2] if ":" in name else (module, name.strip())
+        ids += _resolve(f"{module}:{name}" if module else name)
+    if twice := [env_id for index, env_id in enumerate(ids) if env_id in ids[:index]]:
+        raise InputError(f"{env}: names {twice[0]} twice")
+    return tuple(ids)
 
 
 def suite_of(env_id: str) -> Suite | None:
@@ -131,5 +139,6 @@ def _import(module: str) -> None:
         sys.path.append(os.getcwd())
     try:
         importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"--env {module}:...: cannot import {module} ({error})") from error
+    except (Exception, SystemExit) as error:  # somebody else's module may do anything
+        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"--env {module}:...: cannot import {module} ({what})") from error

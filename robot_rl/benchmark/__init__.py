@@ -2,7 +2,7 @@
 
 from robot_rl.benchmark.elsewhere import read_elsewhere
 from robot_rl.benchmark.plan import BenchmarkPlan, SuitePlan, read_plan
-from robot_rl.benchmark.result import BenchmarkResult, cells_table, policies_table
+from robot_rl.benchmark.result import BenchmarkResult, cells_table, policies_table, remarks
 from robot_rl.benchmark.run import run_benchmark
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "policies_table",
     "read_elsewhere",
     "read_plan",
+    "remarks",
     "run_benchmark",
 ]

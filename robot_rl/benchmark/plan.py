@@ -74,18 +74,23 @@ class BenchmarkPlan:
 def read_plan(path: Path) -> BenchmarkPlan:
     """Read a plan. InputError names the field that is missing, unknown or of another kind."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: not a readable plan of a benchmark ({error})") from None
     _check_fields(path, "the plan", values, _PLAN, required=("suites", "methods"))
     suites = {}
     for name, suite in _named(path, "suites", values["suites"]).items():
         _check_fields(path, f"suite {name!r}", suite, _SUITE, required=_SUITE)
+        texts = {key: _text(path, f"{key} of suite {name!r}", suite[key]) for key in ("env", "critic")}
         policies = _named(path, f"policies of suite {name!r}", suite["policies"])
-        suites[name] = SuitePlan(str(suite["env"]), str(suite["critic"]), {key: str(spec) for key, spec in policies.items()})
+        specs = {key: _text(path, f"policy {key!r} of suite {name!r}", spec) for key, spec in policies.items()}
+        suites[name] = SuitePlan(**texts, policies=specs)
     methods = {BASE: Method(BASE)}
     for name, spec in _named(path, "methods", values["methods"]).items():
-        methods[name] = parse_method(str(spec))
+        try:
+            methods[name] = parse_method(_text(path, f"method {name!r}", spec))
+        except InputError as error:
+            raise InputError(f"{path}: method {name!r}: {error}") from error
         if name == BASE or methods[name].name == BASE:
             raise InputError(f"{path}: method {name!r}: the policy alone always takes part; leave it out")
     numbers = {key: values[key] for key in ("episodes", "seed") if key in values}
@@ -93,6 +98,21 @@ def read_plan(path: Path) -> BenchmarkPlan:
         if not isinstance(value, int) or isinstance(value, bool) or value < (1 if key == "episodes" else 0):
             raise InputError(f"{path}: {key} is {value!r}; it must be a whole number, {1 if key == 'episodes' else 0} or more")
     return BenchmarkPlan(suites, methods, **numbers)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for one with a name that it gives twice, of which JSON would keep the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return values
+
+
+def _text(path: Path, what: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{path}: {what} is {json.dumps(value)}; it must be a text")
+    return value
 
 
 def _check_fields(path: Path, what: str, values: Any, known: tuple[str, ...], required: tuple[str, ...]) -> None:

@@ -144,6 +144,21 @@ def policies_table(values: Mapping[str, Any]) -> Table:
     return table
 
 
+def remarks(values: Mapping[str, Any]) -> list[str]:
+    """What the tables do not show: episodes that ended with an error, and tasks that were decided early."""
+    tasks = [
+        task for policies in values["suites"].values() for contest in policies.values() for task in contest["tasks"].values()
+    ]
+    errors = sum(rate["errors"] for task in tasks for rate in task["arms"].values())
+    early = [task["arms"][BASE]["episodes"] for task in tasks if task["arms"][BASE]["episodes"] < values["plan"]["episodes"]]
+    said = []
+    if errors:
+        said.append(f"{errors} episodes ended with an error and count as failed; the page names them")
+    if early:
+        said.append(f"{len(early)} of {len(tasks)} cells were decided early, after {min(early)} to {max(early)} episodes")
+    return said
+
+
 def cells_table(values: Mapping[str, Any], method: str) -> Table:
     """Every cell of one method: a row a task, a column a policy."""
     from rich import box
@@ -153,7 +168,9 @@ def cells_table(values: Mapping[str, Any], method: str) -> Table:
     policies = list(dict.fromkeys(cell["policy"] for cell in cells))
     found = {(cell["suite"], cell["env_id"], cell["policy"]): cell for cell in cells}
     table = Table(
-        box=box.SIMPLE_HEAD, padding=0, caption="success of base > steered, and p after Holm; ! where it got worse at p < 0.05"
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        caption=f"success of base > {method}, and p after Holm; ! where it got worse at p < 0.05",
     )
     table.add_column(f"{method}: task", no_wrap=True)
     for policy in policies:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from robot_rl.benchmark.plan import BenchmarkPlan
@@ -43,6 +44,31 @@ def run_benchmark(
     """
     known = elsewhere or {}
     contests = make_contests(plan, known)
+    _check_same_models(
+        plan,
+        {pair: result.header["provenance"] for pair, result in known.items()}
+        | {
+            (suite, policy): contests[f"{suite}/{policy}"].provenance
+            for suite, policy in _pairs(plan)
+            if (suite, policy) not in known
+        },
+    )
     found = run_contests(contests, make_pool, journal=journal, stop_early=stop_early, on_block=on_block) if contests else {}
-    pairs = [(suite, policy) for suite, part in plan.suites.items() for policy in part.policies]
-    return BenchmarkResult(plan, {pair: known[pair] if pair in known else found["/".join(pair)] for pair in pairs})
+    return BenchmarkResult(plan, {pair: known[pair] if pair in known else found["/".join(pair)] for pair in _pairs(plan)})
+
+
+def _pairs(plan: BenchmarkPlan) -> list[tuple[str, str]]:
+    return [(suite, policy) for suite, part in plan.suites.items() for policy in part.policies]
+
+
+def _check_same_models(plan: BenchmarkPlan, provenance: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+    """InputError where one critic or policy of the plan was not the same in two contests, one of which ran elsewhere."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for suite, policy in _pairs(plan):
+        for what, spec in (("critic", plan.suites[suite].critic), ("policy", plan.suites[suite].policies[policy])):
+            other = first.setdefault((what, spec), (suite, policy))
+            if provenance[other][what] != provenance[suite, policy][what]:
+                raise InputError(
+                    f"the {what} {spec} was not the same in {'/'.join(other)} and {suite}/{policy}: it has changed between the two "
+                    "runs; run the older one again"
+                )

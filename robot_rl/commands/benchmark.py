@@ -42,7 +42,7 @@ class Benchmark:
     def run(self) -> None:
         from rich.console import Console
 
-        from robot_rl.benchmark import cells_table, policies_table, read_elsewhere, read_plan, run_benchmark
+        from robot_rl.benchmark import cells_table, policies_table, read_elsewhere, read_plan, remarks, run_benchmark
         from robot_rl.benchmark.failures import record_failures
         from robot_rl.benchmark.report import write_benchmark_report
         from robot_rl.console import benchmark_progress, check_writable, counting_progress, write_json
@@ -71,4 +71,6 @@ class Benchmark:
         console = Console()
         console.print(policies_table(values))
         console.print(cells_table(values, next(iter(values["methods"]))))
+        for remark in remarks(values):
+            console.print(remark, highlight=False)
         console.print(f"page: {report}\nnumbers: {results}", highlight=False)

@@ -81,22 +81,23 @@ class Serve:
         run_service(lambda: service, settings, lambda address: logging.info("serving %s on %s", what, address))
 
     def _policy_service(self) -> Any:
-        from policies import load_policy
+        from policies import load_policy, policy_digest
         from robot_rl.critic import load_critic
         from robot_rl.runtime import PolicyService
         from robot_rl.steering import SteeredPolicy
 
         assert self.policy is not None
-        policy = load_policy(self.policy, self.device)
+        policy, identity = load_policy(self.policy, self.device), policy_digest(self.policy)
         _read_language(policy)
         if self.critic is not None:
+            identity += f" steered by {policy_digest(self.critic)}, {self.steering}"
             critic = load_critic(self.critic, self.device)
             _read_language(critic)
             policy = SteeredPolicy(policy, critic, self.steering)
         policy_map = self._map()
         if policy_map is not None and policy_map.actions is not None:
             _compare(policy_map.action_spec(policy.action_spec.chunk), policy.action_spec, f"--map {self.map}")
-        return PolicyService(policy, policy_map, self.map, self.seed)
+        return PolicyService(policy, policy_map, self.map, self.seed, identity)
 
     def _proxy(self) -> Any:
         from policies.remote import REMOTE_API_KEY

@@ -113,10 +113,13 @@ class Runner:
 
     def __call__(self, block: Block) -> tuple[list[EpisodeOutcome], float]:
         contest, key = self.contests[block.contest], (block.contest, block.arm)
-        if key not in self.policies:
-            self.policies[key] = contest.arms[block.arm]()
-        started = time.perf_counter()
-        outcomes = run_block(self.policies[key], contest.settings, block)
+        try:
+            if key not in self.policies:
+                self.policies[key] = contest.arms[block.arm]()
+            started = time.perf_counter()
+            outcomes = run_block(self.policies[key], contest.settings, block)
+        except InputError as error:
+            raise InputError(f"{block}: {error}") from error
         return outcomes, time.perf_counter() - started
 
 
@@ -150,10 +153,14 @@ def evaluate(
 
 
 def local_pool(workers: int, time_limit: float = float("inf")) -> MakePool:
-    """This process alone for one worker, else that many processes. time_limit: seconds for a block, where there are processes."""
+    """That many processes, or this one alone for one worker without a limit.
+
+    time_limit: seconds for a block; what takes longer dies.
+    """
     if workers < 1:
         raise InputError(f"cannot evaluate with {workers} workers; it must be at least 1")
-    return InProcess if workers == 1 else lambda runner: Processes(runner, workers, time_limit)
+    alone = workers == 1 and time_limit == float("inf")
+    return InProcess if alone else lambda runner: Processes(runner, workers, time_limit)
 
 
 def ray_pool(workers: int, address: str, time_limit: float = float("inf")) -> MakePool:

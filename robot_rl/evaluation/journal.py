@@ -10,7 +10,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,42 @@ class Journal:
         if not lines:
             self.append(header)
             return []
-        try:
-            found, *records = [json.loads(line) for line in lines]
-        except ValueError:
-            raise InputError(f"{self.path}: damaged, a line is not JSON; delete it and run again") from None
+        read = []
+        for number, line in enumerate(lines, 1):
+            try:
+                read.append(json.loads(line))
+            except ValueError:
+                raise InputError(
+                    f"{self.path}: line {number} is damaged; delete that line and its block runs again, or the whole file"
+                ) from None
+        found, *records = read
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise InputError(f"{self.path}: not an evaluation journal of this version; choose another path, or delete it")
-        different = sorted(key for key in found.keys() | header.keys() if found.get(key) != header.get(key))
-        if different:
-            what = ", ".join(f"{key} (was {_short(found.get(key))}, is {_short(header.get(key))})" for key in different)
+        if different := list(_differences(found, header)):
+            more = f", and {len(different) - 3} more" if len(different) > 3 else ""
             raise InputError(
-                f"{self.path}: holds an evaluation with other settings: {what}; delete it or choose another journal"
+                f"{self.path}: holds an evaluation with other settings: {'; '.join(different[:3])}{more}. Write this one to another "
+                "place, or delete the file to begin again"
             )
         return records
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _differences(was: Any, now: Any, where: str = "") -> Iterator[str]:
+    """The innermost values in which two settings differ, in words."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*was, *(key for key in now if key not in was)]:
+            inner = f"{where}, {key}" if where else key
+            if key not in was or key not in now:
+                yield f"{inner} {'was not there' if key in now else 'is not there now'}"
+            else:
+                yield from _differences(was[key], now[key], inner)
+    elif was != now:
+        yield f"{where} was {_short(was, now)}, is {_short(now, was)}"
+
+
+def _short(value: Any, other: Any) -> str:
+    """Of a long text, from a little before where the other begins to differ."""
+    text, against = json.dumps(value), json.dumps(other)
+    same = next((index for index, (a, b) in enumerate(zip(text, against, strict=False)) if a != b), 0)
+    start = max(0, same - 30) if len(text) > 80 else 0
+    return ("..." if start else "") + text[start : start + 80] + ("..." if len(text) > start + 80 else "")

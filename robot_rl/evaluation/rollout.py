@@ -73,7 +73,12 @@ class _Episode:
         # The checker compares observations with spaces at every step; tests/ hold the environments to their contract instead.
         if record:
             env_kwargs = {**env_kwargs, "render_mode": "rgb_array"}
-        self.env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
+        try:
+            self.env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
+        except (InputError, gymnasium.error.Error):
+            raise
+        except Exception as error:
+            raise InputError(f"{env_id}: cannot be made ({type(error).__name__}: {' '.join(str(error).split())})") from error
         self.cameras = getattr(self.env.unwrapped, "cameras", ())
         self.outcome = EpisodeOutcome(env_id, seed)
         self.running = True
@@ -112,12 +117,8 @@ class _Episode:
             on_step(Step(self.outcome.seed, at, before, action, float(reward), observation, terminated, truncated, info))
         self.outcome.steps += 1
         self._see(observation)
-        if terminated or truncated:
-            if "success" not in info:
-                raise InputError(
-                    f"{self.outcome.env_id}: gives no info['success'] at the end of an episode; add it to the environment"
-                )
-            self.outcome.success = bool(info["success"])
+        if self.running and (terminated or truncated):
+            self.outcome.success = _succeeded(self.outcome.env_id, info)
             self._finish()
 
     def fail(self, error: str) -> None:
@@ -125,6 +126,9 @@ class _Episode:
         self._finish()
 
     def _see(self, observation: Mapping[str, Any]) -> None:
+        if (wrong := _what_is_wrong(self.observation, observation)) is not None:
+            self.fail(f"step {self.outcome.steps}: the environment gave {wrong}")
+            return
         self.observation = observation
         self.history.append(observation)
         if self.frames is not None:
@@ -140,6 +144,29 @@ class _Episode:
     def close(self) -> None:
         with suppress(Exception):  # an environment that crashed may well crash again here
             self.env.close()
+
+
+def _what_is_wrong(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """With an observation, given the one before it in the episode (empty at first). Frames come and go, see `_Episode.step`."""
+    for key, value in now.items():
+        if key == "instruction":
+            continue
+        if key in before and np.shape(value) != np.shape(before[key]):
+            return f"{key!r} of shape {np.shape(value)}, before it was {np.shape(before[key])}"
+        if np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
+            return f"a {key!r} that is not finite"
+    missing = [key for key in before if key not in now and not key.startswith("image_")]
+    return f"no {missing[0]!r}, which it gave before" if missing else None
+
+
+def _succeeded(env_id: str, info: Mapping[str, Any]) -> bool:
+    """InputError where the environment does not say it, or not by true or false."""
+    if "success" not in info:
+        raise InputError(f"{env_id}: gives no info['success'] at the end of an episode; add it to the environment")
+    value = np.asarray(info["success"])
+    if value.size != 1 or value.dtype.kind not in "biuf" or value.item() not in (0, 1):
+        raise InputError(f"{env_id}: info['success'] is {info['success']!r}; it must be true or false")
+    return bool(value.item())
 
 
 def rollout(

@@ -76,7 +76,8 @@ def make_contest(
     return Contest(
         make_arms(policy, critic, methods),
         EvaluationSettings(env_ids, episodes, seed, spec.chunk, env_kwargs),
-        {"policy": policy_digest(policy), "critic": policy_digest(critic)},
+        # Of a server the address, and what it says of itself.
+        {"policy": policy_digest(policy) + getattr(loaded_policy, "served", ""), "critic": policy_digest(critic)},
     )
 
 
@@ -111,8 +112,8 @@ def _check_environment(env_id: str, env_kwargs: dict[str, Any], spec: ActionSpec
     """
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{env_id}: cannot be made for these models ({error})") from error
+    except Exception as error:  # somebody else's environment may do anything
+        raise InputError(f"{env_id}: cannot be made for these models ({type(error).__name__}: {error})") from error
     metadata, space = env.unwrapped.metadata, env.observation_space
     env.close()
     given = {key: part.shape for key, part in space.items()} if isinstance(space, gymnasium.spaces.Dict) else {}

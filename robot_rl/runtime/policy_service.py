@@ -23,8 +23,11 @@ class PolicyService:
     `reset` (or a new connection) begins an episode; without them the reply has one chunk [H,D], as openpi's have.
     """
 
-    def __init__(self, policy: Policy, policy_map: Any = None, map_name: str | None = None, seed: int = 0) -> None:
-        self.policy, self.map = policy, policy_map
+    def __init__(
+        self, policy: Policy, policy_map: Any = None, map_name: str | None = None, seed: int = 0, identity: str | None = None
+    ) -> None:
+        """identity: what tells this policy from any other that might be served at this address."""
+        self.policy, self.map, self._identity = policy, policy_map, identity
         self.spec = observation_spec(policy)
         self.batcher = Batcher(policy, seed)
         self._map_name = map_name
@@ -39,6 +42,7 @@ class PolicyService:
                 "max_samples": MAX_SAMPLES,
                 "seeded": True,
                 "map": self._map_name,
+                "policy": self._identity,
             }
         }
 

@@ -61,7 +61,10 @@ def parse_method(spec: str) -> Method:
         )
     default = METHODS[name][1]
     kinds = typing.get_type_hints(type(default))
-    given = dict(parse_qsl(query, keep_blank_values=True))
+    pairs = parse_qsl(query, keep_blank_values=True)
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise InputError(f"{spec!r}: gives an option twice")
     if unknown := [option for option in given if option not in kinds]:
         raise InputError(f"{spec!r}: {name} has no option {unknown[0]!r}; it has {', '.join(kinds)}")
     return Method(

@@ -35,6 +35,7 @@ class PhysicsClient:
     """
 
     _idle: ClassVar[list[int]] = []
+    _id = -1
 
     def __init__(self) -> None:
         self._id = self._idle.pop() if self._idle else pybullet.connect(pybullet.DIRECT)

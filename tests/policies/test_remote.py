@@ -93,6 +93,14 @@ def test_it_is_the_policy_behind_it(local, remote):
         assert torch.equal(local.sample(alone, 5, generator(seed))[0], actions[row])
 
 
+def test_it_knows_when_something_else_is_served_at_the_address(local):
+    def served(identity: str) -> str:
+        with serving(lambda: PolicyService(local, identity=identity)) as running, connected(running.address) as policy:
+            return policy.served
+
+    assert served("one") == served("one") != served("another")
+
+
 def test_an_address_is_a_spec(local):
     with serving(lambda: PolicyService(local)) as running:
         policy = load_policy(f"{running.address}?connections=2&timeout=5.0")

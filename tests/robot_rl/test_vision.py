@@ -125,8 +125,8 @@ def test_features_are_what_the_networks_see_in_the_frames(store, seeing, tmp_pat
 @pytest.mark.parametrize(
     ("inputs", "network", "negatives", "message"),
     [
-        (("proprio",), "resnet_small", 0.0, r"its image_primary is None, \(\d+, \d+\) is needed"),
-        (INPUTS, "resnet34", 0.0, "its network is resnet_small, resnet34 is needed"),
+        (("proprio",), "resnet_small", 0.0, "looks at no camera; leave image_primary out of --inputs"),
+        (INPUTS, "resnet34", 0.0, "its network is resnet_small, not resnet34; say --image-encoder resnet_small"),
         (INPUTS, "resnet_small", 0.5, "leave out --hindsight and --negatives"),
     ],
 )

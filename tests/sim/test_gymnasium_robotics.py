@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,23 @@ def test_a_module_brings_its_suite() -> None:
     with pytest.raises(InputError, match="nobody demonstrates"):
         sim.make_expert(ids[0], env)
     env.close()
+
+
+def test_a_module_stands_for_all_that_follow_it() -> None:
+    ids = sim.environment_ids("tabletop/lift, sim.gymnasium_robotics:fetch/push,fetch/reach")
+    assert [env_id.partition(":")[0] for env_id in ids] == ["Tabletop-Lift-v0", *["sim.gymnasium_robotics"] * 2]
+    with pytest.raises(InputError, match=r"names .*FetchPush.* twice"):
+        sim.environment_ids("sim.gymnasium_robotics:fetch,fetch/push")
+
+
+@pytest.mark.parametrize(
+    "line", ["raise RuntimeError('no licence')", "a b", "raise SystemExit(3)", "import nothing_of_the_kind"]
+)
+def test_a_module_that_cannot_be_imported_is_named(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_suite.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="cannot import broken_suite"):
+        sim.environment_ids("broken_suite:mine")
 
 
 @pytest.mark.parametrize(

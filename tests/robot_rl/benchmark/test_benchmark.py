@@ -55,7 +55,13 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
         ([], "no JSON object"),
         ({"suites": {}}, "suites must be a JSON object with an entry"),
         ({"methods": {}}, "methods must be"),
-        ({"methods": {"x": "magic"}}, "no such way of steering"),
+        ({"methods": {"x": "magic"}}, "plan.json: method 'x': 'magic': no such way of steering"),
+        ({"methods": {"x": "vgps?num_samples=-3"}}, "plan.json: method 'x': .*num.samples is -3"),
+        ({"methods": {"x": "vgps?num_samples=3&num_samples=4"}}, "method 'x': .* gives an option twice"),
+        ({"methods": {"x": 5}}, "method 'x' is 5; it must be a text"),
+        ('{"suites": 1, "suites": 2}', "'suites' is there twice"),
+        ({"suites": {"t": {"env": ["a"], "critic": "c", "policies": {"p": "p"}}}}, "env of suite 't' is .* must be a text"),
+        ({"suites": {"t": {"env": "a", "critic": "c", "policies": {"p": ""}}}}, "policy 'p' of suite 't' is .* must be a text"),
         ({"methods": {"x": "base"}}, "method 'x': the policy alone always takes part"),
         ({"episodes": 0}, "episodes is 0"),
         ({"seed": "one"}, "seed is 'one'"),
@@ -146,6 +152,11 @@ def test_parts_that_ran_elsewhere_make_the_whole(plan: BenchmarkPlan, tmp_path: 
         **untimed(whole),
         "plan": json.loads(json.dumps(moved.to_json())),
     }
+    # A critic that was trained again in between is another one, whatever it is called.
+    again = json.loads(json.dumps(part))
+    again["suites"]["table"]["flow"]["provenance"]["critic"] = "0" * 16
+    with pytest.raises(InputError, match=r"the critic .* was not the same in table/gaussian and table/flow"):
+        run_benchmark(plan, local_pool(1), elsewhere=read_elsewhere([kept("again", again)], plan))
     other = {**plan.methods, "steered": parse_method("steered?num_samples=9")}
     for folders, wanted, text in [
         ([flow, flow], plan, "has flow in table, as another"),

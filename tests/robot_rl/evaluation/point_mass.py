@@ -79,7 +79,30 @@ class Endless(PointMass):
         return observation, reward, terminated, truncated, {}
 
 
+class Faulty(PointMass):
+    """Breaks it in one way: `fault` says which."""
+
+    def __init__(self, fault: str, **kwargs: Any) -> None:
+        if fault == "made":
+            raise OSError("no\nUSB device")
+        super().__init__(**kwargs)
+        self.fault = fault
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.fault == "success":
+            info["success"] = "no"
+        if self.fault == "nan":
+            observation["state"] = observation["state"] * np.float32(np.nan)
+        if self.fault == "shape":
+            observation["state"] = observation["state"][:1]
+        if self.fault == "missing":
+            del observation["state"]
+        return observation, reward, terminated, truncated, info
+
+
 gymnasium.register("test/PointMass-v0", entry_point=PointMass)
+gymnasium.register("test/Faulty-v0", entry_point=Faulty)
 gymnasium.register("test/PointMassFar-v0", entry_point=PointMass)
 gymnasium.register("test/NoSuccess-v0", entry_point=Endless)
 

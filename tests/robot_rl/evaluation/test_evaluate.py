@@ -170,16 +170,16 @@ def test_journal_is_used_and_guarded(tmp_path: Path) -> None:
     ran: list[Any] = []
     assert untimed(run(on_block=lambda *_: ran.append(1))) == untimed(first)
     assert not ran
-    with pytest.raises(InputError, match=r"other settings: settings .*delete it or choose another journal"):
+    with pytest.raises(InputError, match=r"other settings: settings, seed was 0, is 1. Write this one to another"):
         run(seed=1)
-    with pytest.raises(InputError, match="other settings: arms"):
+    with pytest.raises(InputError, match=r"other settings: arms, base was .*0\.3.* is .*0\.1"):
         run(noise=0.1)
-    with pytest.raises(InputError, match="other settings: provenance"):
+    with pytest.raises(InputError, match="other settings: provenance, digest was not there"):
         run(provenance={"digest": "abc"})
 
     lines = journal.read_bytes().split(b"\n")
     journal.write_bytes(b"\n".join([lines[0], b"{broken", *lines[2:]]))
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="line 2 is damaged; delete that line and its block runs again"):
         run()
     for foreign in (b'{"format": "other"}\n', b"a picture of my cat"):
         journal.write_bytes(foreign)
@@ -230,13 +230,14 @@ def test_table(reference: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [("segfault", "killed by SIGSEGV"), ("exit", "exited with code 5"), ("hang", "longer than 1 s")]
+    ("kind", "text", "workers"),
+    [("segfault", "killed by SIGSEGV", 2), ("exit", "exited with code 5", 1), ("hang", "longer than 1 s", 2)],
 )
-def test_what_takes_its_process_down_is_a_named_failure(kind: str, text: str) -> None:
+def test_what_takes_its_process_down_is_a_named_failure(kind: str, text: str, workers: int) -> None:
     """Only the episode that does; the others of its block run again without it."""
     settings = EvaluationSettings((ENVS[0],), 6, 10, env_kwargs={"crash": kind})
     contest = Contest({"steered": Make(0.05)}, settings)
-    episodes = run_contests({"": contest}, local_pool(2, time_limit=1.0))[""].outcomes["steered"][ENVS[0]]
+    episodes = run_contests({"": contest}, local_pool(workers, time_limit=1.0))[""].outcomes["steered"][ENVS[0]]
     assert [o.seed for o in episodes] == list(range(10, 16))
     assert [o.seed for o in episodes if o.error] == [13]
     assert text in str(episodes[3].error)

@@ -102,6 +102,26 @@ def test_a_crashing_environment_is_a_named_failure(where: str, text: str) -> Non
     assert [(o.steps, o.success) for o in outcomes if not o.error] == [(o.steps, o.success) for o in healthy if o.seed != 13]
 
 
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("nan", "step 1: the environment gave a 'state' that is not finite"),
+        ("shape", "step 1: the environment gave 'state' of shape (1,), before it was (2,)"),
+        ("missing", "step 1: the environment gave no 'state', which it gave before"),
+    ],
+)
+def test_what_an_environment_may_not_give_ends_the_episode(fault: str, text: str) -> None:
+    outcomes = rollout(Homing(0.0), "test/Faulty-v0", range(3), 0, env_kwargs={"fault": fault})
+    assert [(o.error, o.success, o.steps) for o in outcomes] == [(text, False, 1)] * 3
+
+
+def test_an_environment_that_says_neither_true_nor_false_or_cannot_be_made() -> None:
+    with pytest.raises(InputError, match=r"Faulty-v0: info\['success'\] is 'no'; it must be true or false"):
+        rollout(Homing(0.0), "test/Faulty-v0", range(3), 0, env_kwargs={"fault": "success"})
+    with pytest.raises(InputError, match=r"Faulty-v0: cannot be made .OSError: no USB device"):
+        rollout(Homing(0.0), "test/Faulty-v0", range(3), 0, env_kwargs={"fault": "made"})
+
+
 def test_an_action_that_is_not_finite_is_a_named_failure() -> None:
     outcomes = rollout(Homing(0.0, nan_above=0.5), ENV, range(20), 0)
     bad = [o for o in outcomes if o.error]
