@@ -13,7 +13,7 @@ from data.errors import NONNEGATIVE, POSITIVE, check_settings
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Compare ways of steering on every policy and task of a plan, a JSON file (robot_rl/benchmark/plan.py says what is in it).
+    """Compare ways of steering on every policy and task of a plan, a JSON file (the README's part on it says what is in it).
 
     Killed at any moment, the same command resumes.
     """
