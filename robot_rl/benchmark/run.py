@@ -44,15 +44,11 @@ def run_benchmark(
     """
     known = elsewhere or {}
     contests = make_contests(plan, known)
-    _check_same_models(
-        plan,
-        {pair: result.header["provenance"] for pair, result in known.items()}
-        | {
-            (suite, policy): contests[f"{suite}/{policy}"].provenance
-            for suite, policy in _pairs(plan)
-            if (suite, policy) not in known
-        },
-    )
+    provenance = {
+        pair: known[pair].header["provenance"] if pair in known else contests["/".join(pair)].provenance
+        for pair in _pairs(plan)
+    }
+    _check_same_models(plan, provenance)
     found = run_contests(contests, make_pool, journal=journal, stop_early=stop_early, on_block=on_block) if contests else {}
     return BenchmarkResult(plan, {pair: known[pair] if pair in known else found["/".join(pair)] for pair in _pairs(plan)})
 

@@ -26,7 +26,7 @@ FINGER_OPEN = 0.04  # a finger's distance from the middle, metres
 # The hand's site at roll = pitch = yaw = 0: pointing straight down, its fingers closing along the base frame's y axis.
 POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 PHYSICS_SECONDS = 0.004  # a substep: half as many as robosuite's, in half the time; the experts do as well
-HOLD = 2  # substeps for which the torques stay: 125 Hz, twenty times as fast as the arm answers
+HOLD = 2  # substeps for which the torques stay: 125 Hz, where the controller's stiffness makes the arm answer at 4; divides all moves
 SETTLING_SECONDS = 0.2
 POSTURE_NOISE = 0.02  # radians; robosuite's
 

@@ -31,7 +31,7 @@ pybullet: Any = _import_silently()
 class PhysicsClient:
     """`pybullet`'s functions, bound to one in-process world, which may be another's old one: empty it before use.
 
-    A new world costs as much as half an episode, and freeing it gives little back: those that are done with wait for the next.
+    A new world costs a tenth of an episode, most of it fresh memory, so those that are done with wait for the next.
     """
 
     _idle: ClassVar[list[int]] = []

@@ -168,6 +168,18 @@ def test_steered_by_a_critic_with_the_same_eyes_it_looks_once(store, seeing, tmp
         critic.cameras["image_primary"]._forward_hooks.clear()
 
 
+def test_what_takes_over_cameras_looks_through_them_if_nothing_else_is_said(store, seeing, tmp_path):
+    assert "state" in store.observation_keys  # which would come first otherwise
+    train_policy(
+        store.path, tmp_path / "policy", GaussianConfig(EncoderConfig(vision=str(seeing)), hidden=16), CloningConfig(), SMALL
+    )
+    seen = load_policy(tmp_path / "policy").observation_spec
+    assert (set(seen.images), set(seen.vectors)) == ({"image_primary"}, {"proprio"})
+    nowhere = EncoderConfig(vision=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"--vision .*no checkpoint here"):
+        train_policy(store.path, tmp_path / "other", GaussianConfig(nowhere), CloningConfig(), SMALL)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -13,7 +13,7 @@ from data.errors import InputError
 from data.source import EpisodeList
 from data.store.conversion import convert
 from policies.config import FlowConfig, GaussianConfig
-from robot_rl.benchmark import BenchmarkPlan, BenchmarkResult, SuitePlan, read_elsewhere, read_plan, run_benchmark
+from robot_rl.benchmark import BenchmarkPlan, BenchmarkResult, SuitePlan, read_elsewhere, read_plan, remarks, run_benchmark
 from robot_rl.benchmark.failures import record_failures
 from robot_rl.benchmark.report import write_benchmark_report
 from robot_rl.collect import Demonstration, action_description, record
@@ -203,6 +203,17 @@ def test_worse_cells_are_counted_with_and_without_correction() -> None:
     assert [cell["p_holm"] for cell in method["cells"]] == pytest.approx(multipletests(p))
     assert method["overall"]["difference"] == pytest.approx(0.0275)
     assert method["overall"]["relative_gain"] == pytest.approx((0.8 + 0 - 0.18 - 0.5) / 4)
+
+
+def test_errors_and_early_ends_are_said() -> None:
+    result = result_of([90, 50], [50, 50])
+    assert remarks(result.to_json()) == []
+    for outcomes in result.results["s", "p"].outcomes.values():
+        del outcomes["task0"][25:]
+        outcomes["task1"][3].error = "step 2: RuntimeError: exploded"
+    errors, early = remarks(result.to_json())
+    assert errors.startswith("2 episodes ended with an error")
+    assert early == "1 of 2 cells were decided early, after 25 to 25 episodes"
 
 
 def multipletests(p: list[float]) -> list[float]:
