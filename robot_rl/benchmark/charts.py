@@ -13,7 +13,7 @@ from robot_rl.benchmark.settings import options
 from robot_rl.benchmark.tables import each_cell
 from robot_rl.evaluation.figures import Estimate, Series, forest, line_chart, rates
 from robot_rl.evaluation.result import percent, points, points_span
-from robot_rl.evaluation.statistics import Interval, PairedCounts, mean_gains
+from robot_rl.evaluation.statistics import Interval, mean_gains
 from robot_rl.steering.methods import BASE
 
 FAMILY_COLOURS = ("var(--steered)", "var(--random)", "var(--good)", "var(--bad)", "var(--ink)")
@@ -30,10 +30,10 @@ def colour(values: Mapping[str, Any], method: str) -> str:
 
 def mean_success(values: Mapping[str, Any], method: str, task: tuple[str, str] | None = None) -> tuple[float, Interval]:
     """Mean over cells, or over those of one task (suite, environment), with its bootstrap interval."""
-    rates = [arms[method] for suite, _, env_id, arms in each_cell(values) if task in (None, (suite, env_id))]
+    cells = [(arms[method], (suite, env_id)) for suite, _, env_id, arms in each_cell(values) if task in (None, (suite, env_id))]
     # The gain over somebody who never succeeds.
-    counts = [PairedCounts(0, rate["successes"], 0, rate["episodes"] - rate["successes"]) for rate in rates]
-    gains = mean_gains(counts, values["plan"]["seed"])
+    pairs = [([o["success"] for o in rate["outcomes"]], [False] * rate["episodes"]) for rate, _ in cells]
+    gains = mean_gains(pairs, values["plan"]["seed"], strata=[stratum for _, stratum in cells])
     return gains.difference, gains.difference_interval
 
 

@@ -48,6 +48,9 @@ def _part(values: dict[str, Any], path: Path, plan: BenchmarkPlan) -> Results:
             raise InputError(
                 f"{path}: method {name!r} is missing there or had other settings; run it again, or change --methods"
             )
+    for name in set(plan.suites) & set(values["suites"]):
+        if (env := theirs["suites"][name]["env"]) != plan.suites[name].env:
+            raise InputError(f"{path}: suite {name!r} ran in {env}, the plan says {plan.suites[name].env}; run it again")
     part = {
         (suite, policy): EvaluationResult.from_json(contest, list(ours["methods"]))
         for suite, policies in values["suites"].items()

@@ -35,10 +35,11 @@ def record_failures(
     workers: int,
     on_progress: OnProgress | None = None,
     elsewhere: Collection[tuple[str, str]] = (),
+    time_limit: float = 3600,
 ) -> list[Failure]:
     """Run up to `count` failures of the first method again with a camera, and the base's episodes beside them.
 
-    elsewhere: suites and policies that ran elsewhere, whose episodes cannot be run again here.
+    elsewhere: suites and policies that ran elsewhere, whose episodes cannot be run again here. time_limit: as for `record_episodes`.
     """
     chosen = choose_failures(result, count, elsewhere)
     if not chosen:
@@ -46,7 +47,7 @@ def record_failures(
     method = _first(result)
     contests = make_contests(result.plan, elsewhere)
     wanted = [Wanted(f"{s}/{p}", arm, o.env_id, o.seed) for s, p, o in chosen for arm in (method, BASE)]
-    recorded = record_episodes(contests, wanted, workers, on_progress)
+    recorded = record_episodes(contests, wanted, workers, on_progress, time_limit)
     rates = {name: contests[name].arms[BASE]().action_spec.control_hz for name in {episode.contest for episode in wanted}}
     failures = []
     for suite, policy, outcome in chosen:

@@ -57,7 +57,7 @@ class BenchmarkPlan:
                 chosen[name] = replace(suite, policies=wanted)
         if not chosen:
             raise InputError("nothing is left of the plan; the suites that were chosen have none of the policies")
-        if list(methods) == [BASE]:
+        if set(methods) == {BASE}:
             raise InputError(
                 f"--methods {BASE}: there is nothing to compare it with; name another of {', '.join(self.methods)}"
             )

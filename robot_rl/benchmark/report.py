@@ -69,7 +69,11 @@ def _explanation(values: Mapping[str, Any]) -> str:
     ]
     cells = [arms[BASE]["episodes"] for *_, arms in each_cell(values)]
     early = sum(episodes < plan["episodes"] for episodes in cells)
-    decided = f" In {_count(early, 'cell')} a clear difference between {methods[0]} and base ended it early." if early else ""
+    decided = (
+        f" In {_count(early, 'cell')} a clear difference between {methods[0]} and base ended it early, which overstates it a little."
+        if early
+        else ""
+    )
     return (
         f"{'Suites' if len(suites) > 1 else 'Suite'} {_listed(suites)}. In each task, every policy acts alone (base) and with "
         f"{_count(len(methods), 'method')} ({_listed(methods)}), {plan['episodes']} episodes each, from the same initial states for "

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from robot_rl.benchmark.plan import BenchmarkPlan
-from robot_rl.evaluation.result import EvaluationResult, p_value, percent, points, points_span
-from robot_rl.evaluation.rollout import EpisodeOutcome
+from robot_rl.evaluation.result import EvaluationResult, errors_remark, p_value, percent, points, points_span, successes
 from robot_rl.evaluation.statistics import CONFIDENCE, PairedCounts, holm, mcnemar_p, mean_gains, paired_difference_interval
 from robot_rl.steering.methods import BASE
 
@@ -32,8 +31,8 @@ class BenchmarkResult:
         """`suites[suite][policy]` is that contest's evaluation; `methods[method]` says what each method does for the policies.
 
         methods[name]: `cells`, each with rates, difference, interval (Newcombe), p (exact McNemar) and p_holm (over all cells of the
-        method); `policies[name]` and `overall`: means over cells with stratified bootstrap intervals; `better`, `worse`: how many
-        cells are significantly so, after Holm. `first_vs[name]`: the first method against each other one, over all cells.
+        method); `policies[name]` and `overall`: means over cells with intervals of `mean_gains`; `better`, `worse`: how many cells are
+        significantly so, after Holm. `first_vs[name]`: the first method against each other one, over all cells.
         """
         challengers = [name for name in self.plan.methods if name != BASE]
         first = challengers[0]
@@ -52,7 +51,7 @@ class BenchmarkResult:
         }
 
     def _method(self, method: str) -> dict[str, Any]:
-        cells = {cell: self._pairs(cell, method, BASE) for cell in self._cells()}
+        cells = {cell: PairedCounts.of(self._successes(cell, method), self._successes(cell, BASE)) for cell in self._cells()}
         p = [mcnemar_p(counts) for counts in cells.values()]
         entries: list[dict[str, Any]] = []
         for (cell, counts), raw, adjusted in zip(cells.items(), p, holm(p), strict=True):
@@ -89,23 +88,20 @@ class BenchmarkResult:
         }
 
     def _mean(self, cells: Sequence[Cell], method: str, against: str) -> dict[str, Any]:
-        tables = [self._pairs(cell, method, against) for cell in cells]
-        rates = [sum(counts.rates[side] for counts in tables) / len(tables) for side in (0, 1)]
+        pairs = [(self._successes(cell, method), self._successes(cell, against)) for cell in cells]
+        rates = [sum(sum(pair[side]) / len(pair[side]) for pair in pairs) / len(pairs) for side in (0, 1)]
         if method == against:
             return {"mean_success": rates[0]}
-        gains = {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(mean_gains(tables, self.plan.seed)).items()}
-        return {"mean_success": rates[0], "against_mean_success": rates[1], **gains}
+        gains = mean_gains(pairs, self.plan.seed, strata=[(suite, env_id) for suite, _, env_id in cells])
+        as_json = {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(gains).items()}
+        return {"mean_success": rates[0], "against_mean_success": rates[1], **as_json}
 
     def _cells(self) -> list[Cell]:
         return [(suite, policy, env_id) for (suite, policy), result in self.results.items() for env_id in result.outcomes[BASE]]
 
-    def _pairs(self, cell: Cell, first: str, second: str) -> PairedCounts:
-        outcomes = self.results[cell[0], cell[1]].outcomes
-        return PairedCounts.of(*(_successes(outcomes[arm][cell[2]]) for arm in (first, second)))
-
-
-def _successes(outcomes: Sequence[EpisodeOutcome]) -> list[bool]:
-    return [outcome.success for outcome in outcomes]
+    def _successes(self, cell: Cell, method: str) -> list[bool]:
+        suite, policy, env_id = cell
+        return successes(self.results[suite, policy].outcomes[method][env_id])
 
 
 def policies_table(values: Mapping[str, Any]) -> Table:
@@ -149,13 +145,11 @@ def remarks(values: Mapping[str, Any]) -> list[str]:
     tasks = [
         task for policies in values["suites"].values() for contest in policies.values() for task in contest["tasks"].values()
     ]
-    errors = sum(rate["errors"] for task in tasks for rate in task["arms"].values())
     early = [task["arms"][BASE]["episodes"] for task in tasks if task["arms"][BASE]["episodes"] < values["plan"]["episodes"]]
-    said = []
-    if errors:
-        said.append(f"{errors} episodes ended with an error and count as failed; the page names them")
+    said = errors_remark(tasks)
     if early:
-        said.append(f"{len(early)} of {len(tasks)} cells were decided early, after {min(early)} to {max(early)} episodes")
+        after = " to ".join(map(str, sorted({min(early), max(early)})))
+        said.append(f"{len(early)} of {len(tasks)} cells were decided early, after {after} episodes")
     return said
 
 

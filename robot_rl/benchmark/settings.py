@@ -35,7 +35,7 @@ def settings_section(values: Mapping[str, Any]) -> str:
     """As a fragment of HTML."""
     plan = values["plan"]
     contests = [(s, p, contest) for s, policies in values["suites"].items() for p, contest in policies.items()]
-    versions = dict(item for _, _, contest in contests for item in contest["versions"].items())
+    versions = dict.fromkeys(", ".join(map(" ".join, contest["versions"].items())) for _, _, contest in contests)
     command = "robot-rl benchmark plan.json --out results"
     if any(arms[BASE]["episodes"] < plan["episodes"] for *_, arms in each_cell(values)):
         command += " --stop-early"
@@ -44,7 +44,7 @@ def settings_section(values: Mapping[str, Any]) -> str:
         **{f"method {name}": _settings(entry) for name, entry in plan["methods"].items() if name != BASE},
         **{f"suite {name}": f"{suite['env']}; critic {suite['critic']}" for name, suite in plan["suites"].items()},
         **{f"{p} in {s}": f"{plan['suites'][s]['policies'][p]}; {_provenance(contest)}" for s, p, contest in contests},
-        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "versions": "; elsewhere ".join(versions),
         "time": f"{values['work_seconds'] / 60:,.1f} minutes of work, were it done by one process",
     }
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())

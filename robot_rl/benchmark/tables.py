@@ -54,10 +54,10 @@ def policies_section(values: Mapping[str, Any]) -> str:
         )
     return (
         f"<h2>Methods and policies</h2><div class=scroll><table class=cells>{head}{''.join(rows)}</table></div>"
-        "<p class=note>Mean success over tasks; bold: difference to base in points, below it the 95% bootstrap interval (pairs of "
-        "episodes resampled within each cell). Relative gain: the mean over cells of the difference divided by base's success. "
-        f"{_hopeless(values)}Cells: significantly better and worse, exact McNemar p below 0.05 after Holm over all cells of the "
-        "method.</p>"
+        "<p class=note>Mean success over tasks; bold: difference to base in points, below it the 95% bootstrap interval (initial "
+        "states resampled within each task, the same for all policies). Relative gain: the mean over cells of the difference "
+        f"divided by base's success. {_hopeless(values)}Cells: significantly better and worse, exact McNemar p below 0.05 after "
+        "Holm over all cells of the method.</p>"
     )
 
 

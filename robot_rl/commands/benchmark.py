@@ -66,7 +66,7 @@ class Benchmark:
         values = result.to_json()
         write_json(results, values)
         with counting_progress("recording (episodes)") as on_progress:
-            failures = record_failures(result, self.videos, self.workers, on_progress, elsewhere)
+            failures = record_failures(result, self.videos, self.workers, on_progress, elsewhere, self.time_limit)
         write_benchmark_report(report, values, failures)
         console = Console()
         console.print(policies_table(values))

@@ -32,7 +32,7 @@ class Evaluate:
         from rich.console import Console
 
         from robot_rl.console import check_writable, evaluation_progress, write_json
-        from robot_rl.evaluation import results_table
+        from robot_rl.evaluation import errors_remark, results_table
         from robot_rl.evaluation.steering import evaluate_steering
 
         check_writable(self.json)
@@ -50,7 +50,10 @@ class Evaluate:
                 on_block=on_block,
             )
         values = result.to_json()
-        Console().print(results_table(values))
+        console = Console()
+        console.print(results_table(values))
+        for remark in errors_remark(values["tasks"].values()):
+            console.print(remark, highlight=False)
         if self.json and journal:
             write_json(self.json, values)
             journal.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from robot_rl.evaluation.evaluate import (
     run_block,
     run_contests,
 )
-from robot_rl.evaluation.result import EvaluationResult, results_table
+from robot_rl.evaluation.result import EvaluationResult, errors_remark, results_table
 from robot_rl.evaluation.rollout import EpisodeOutcome, Step, rollout, stack_observations
 from robot_rl.evaluation.statistics import (
     Gains,
@@ -34,6 +34,7 @@ __all__ = [
     "Gains",
     "PairedCounts",
     "Step",
+    "errors_remark",
     "evaluate",
     "local_pool",
     "mcnemar_p",

@@ -22,11 +22,12 @@ from robot_rl.evaluation.journal import Journal
 from robot_rl.evaluation.pool import Died, InProcess, Pool, Processes
 from robot_rl.evaluation.result import BASE, EvaluationResult, versions
 from robot_rl.evaluation.rollout import EpisodeOutcome, rollout
-from robot_rl.evaluation.statistics import PairedCounts, paired_difference_interval
+from robot_rl.evaluation.statistics import PairedCounts, mcnemar_p
 
 BLOCK_EPISODES = 25
-# A look between rounds decides at this confidence only, so that the interval of the end keeps its own (Haybittle 1971, Peto 1976).
-INTERIM_CONFIDENCE = 0.999
+# What all looks between rounds, at all cells, may decide by chance together: so little that the tests of the end, and Holm's correction
+# of them, keep their levels (Haybittle 1971, Peto 1976).
+INTERIM_LEVEL = 0.001
 PolicyFactory = Callable[[], Policy]
 
 
@@ -105,19 +106,22 @@ def run_block(policy: Policy, settings: EvaluationSettings, block: Block, record
 
 
 class Runner:
-    """Runs blocks in whatever process it finds itself; builds each arm's policy there once, when first needed."""
+    """Runs blocks in whatever process it finds itself; keeps the policies of one contest's arms there, built when first needed."""
 
     def __init__(self, contests: Mapping[str, Contest]) -> None:
         self.contests = dict(contests)
-        self.policies: dict[tuple[str, str], Policy] = {}
+        self.contest = ""
+        self.policies: dict[str, Policy] = {}
 
     def __call__(self, block: Block) -> tuple[list[EpisodeOutcome], float]:
-        contest, key = self.contests[block.contest], (block.contest, block.arm)
+        contest = self.contests[block.contest]
+        if block.contest != self.contest:  # two of these models may not fit into memory together
+            self.contest, self.policies = block.contest, {}
         try:
-            if key not in self.policies:
-                self.policies[key] = contest.arms[block.arm]()
+            if block.arm not in self.policies:
+                self.policies[block.arm] = contest.arms[block.arm]()
             started = time.perf_counter()
-            outcomes = run_block(self.policies[key], contest.settings, block)
+            outcomes = run_block(self.policies[block.arm], contest.settings, block)
         except InputError as error:
             raise InputError(f"{block}: {error}") from error
         return outcomes, time.perf_counter() - started
@@ -182,7 +186,8 @@ def run_contests(
 
     journal: blocks are kept there and not run again by the same command. on_block: called after each block with (blocks done, blocks in
     all, the block, its outcomes). stop_early: between rounds of 25 episodes, an environment whose first arm after the base is better or
-    worse than it at 99.9% confidence is decided, and gets no more.
+    worse than it, by the exact McNemar test at 0.001 shared among all cells, is decided, and gets no more. What was decided early
+    overstates the difference a little, of all arms: the rounds that decided it are those in which the base was unlucky.
 
     An episode whose environment or policy fails, or takes the whole process down, counts as failed and says why. InputError: nothing to
     run, a journal of other settings, an unknown environment, an unfit policy, a worker that was killed from outside.
@@ -230,9 +235,8 @@ class _Schedule:
         self.done: dict[Block, Answer] = {}
         self._contests, self._stop_early = contests, stop_early
         self._blocks = [block for name, contest in contests.items() for block in contest.settings.blocks(contest.arms, name)]
-        self._enough: dict[
-            tuple[str, str], int
-        ] = {}  # of a contest and environment that are decided: how many episodes it took
+        # Of a contest and environment that are decided: how many episodes it took.
+        self._enough: dict[tuple[str, str], int] = {}
         self._looked: set[int] = set()
 
     def missing(self) -> list[Block]:
@@ -267,6 +271,7 @@ class _Schedule:
 
     def _look(self, episodes: int) -> None:
         """What do the first `episodes` of each environment say?"""
+        cells = sum(len(contest.settings.env_ids) for contest in self._contests.values())
         for name, contest in self._contests.items():
             challenger = next((arm for arm in contest.arms if arm != BASE), None)
             if BASE not in contest.arms or challenger is None:
@@ -276,8 +281,7 @@ class _Schedule:
                 if (name, env_id) in self._enough:
                     continue
                 counts = PairedCounts.of(*([o.success for o in outcomes[arm][env_id]] for arm in (challenger, BASE)))
-                low, high = paired_difference_interval(counts, INTERIM_CONFIDENCE)
-                if low > 0 or high < 0:
+                if mcnemar_p(counts) < INTERIM_LEVEL / cells:
                     self._enough[name, env_id] = episodes
 
 

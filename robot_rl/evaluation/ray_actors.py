@@ -20,7 +20,10 @@ class RayActors:
     """See `robot_rl.evaluation.pool.Pool`; each actor takes one CPU."""
 
     def __init__(self, runner: Callable[[Any], Any], workers: int, address: str | None, time_limit: float) -> None:
-        """address: of a running cluster ("auto" finds the one of this machine), None for one of its own. InputError: none is there."""
+        """address: of a running cluster ("auto" finds the one of this machine), None for one of its own.
+
+        InputError: none is there, or it has fewer free CPUs than workers are asked for.
+        """
         try:
             import ray
         except ImportError:
@@ -32,6 +35,10 @@ class RayActors:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="robot-rl", **options)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"--ray {address}: no Ray cluster there ({' '.join(str(error).split())[:120]})") from None
+        # An actor without a CPU would wait, and its block's clock run.
+        if (free := int(ray.available_resources().get("CPU", 0))) < workers:
+            ray.shutdown()
+            raise InputError(f"--workers {workers}: the Ray cluster has {free} CPUs free; use as many or fewer")
         self._ray, self._count, self._limit = ray, workers, time_limit
         self._actor: Any = ray.remote(num_cpus=1, max_restarts=0)(_Actor)
         self._runner = ray.put(runner)

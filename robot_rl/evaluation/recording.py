@@ -36,9 +36,15 @@ class _Recorder:
 
 
 def record_episodes(
-    contests: Mapping[str, Contest], wanted: Sequence[Wanted], workers: int = 2, on_progress: OnProgress | None = None
+    contests: Mapping[str, Contest],
+    wanted: Sequence[Wanted],
+    workers: int = 2,
+    on_progress: OnProgress | None = None,
+    time_limit: float = 3600,
 ) -> dict[Wanted, EpisodeOutcome]:
-    """The outcomes of these episodes, with `frames`. One that takes its process down is left out."""
+    """The outcomes of these episodes, with `frames`. Where a block takes its process down, or more than `time_limit` seconds, its
+    episodes are left out.
+    """
     jobs = {}
     for episode in wanted:
         settings = contests[episode.contest].settings
@@ -49,7 +55,7 @@ def record_episodes(
             if block.env_id == episode.env_id and block.first <= index < block.first + block.count
         )
         jobs[block, episode.seed] = episode
-    make_pool = local_pool(workers)
+    make_pool = local_pool(workers, time_limit)
     with closing(make_pool(_Recorder(contests))) as pool:
         recorded = {}
         for done, (job, outcome) in enumerate(pool.run(list(jobs)), start=1):

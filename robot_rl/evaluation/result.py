@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,9 @@ class EvaluationResult:
             "arms": {arm: {"mean_success": mean} for arm, mean in means.items()},
         }
         for arm in _challengers(self.outcomes):
-            gains = mean_gains([_pair(self.outcomes[arm][e], self.outcomes[BASE][e]) for e in env_ids], self.seed)
+            gains = mean_gains(
+                [(successes(self.outcomes[arm][e]), successes(self.outcomes[BASE][e])) for e in env_ids], self.seed
+            )
             aggregate[f"{arm}_vs_base"] = {
                 "mean_difference": gains.difference,
                 "mean_difference_interval": list(gains.difference_interval),
@@ -112,14 +114,14 @@ def _challengers(arms: Mapping[str, Any]) -> list[str]:
     return [arm for arm in arms if arm != BASE] if BASE in arms else []
 
 
-def _pair(first: Sequence[EpisodeOutcome], second: Sequence[EpisodeOutcome]) -> PairedCounts:
-    return PairedCounts.of([o.success for o in first], [o.success for o in second])
+def successes(outcomes: Sequence[EpisodeOutcome]) -> list[bool]:
+    return [outcome.success for outcome in outcomes]
 
 
 def _compare(outcomes: Mapping[str, Sequence[EpisodeOutcome]]) -> dict[str, Any]:
     result: dict[str, Any] = {"arms": {arm: _rate(episodes) for arm, episodes in outcomes.items()}}
     for arm in _challengers(outcomes):
-        counts = _pair(outcomes[arm], outcomes[BASE])
+        counts = PairedCounts.of(successes(outcomes[arm]), successes(outcomes[BASE]))
         result[f"{arm}_vs_base"] = {
             "difference": counts.difference,
             "difference_interval": list(paired_difference_interval(counts)),
@@ -131,11 +133,11 @@ def _compare(outcomes: Mapping[str, Sequence[EpisodeOutcome]]) -> dict[str, Any]
 
 
 def _rate(episodes: Sequence[EpisodeOutcome]) -> dict[str, Any]:
-    successes = sum(o.success for o in episodes)
+    succeeded = sum(successes(episodes))
     return {
-        "success_rate": successes / len(episodes),
-        "interval": list(wilson_interval(successes, len(episodes))),
-        "successes": successes,
+        "success_rate": succeeded / len(episodes),
+        "interval": list(wilson_interval(succeeded, len(episodes))),
+        "successes": succeeded,
         "episodes": len(episodes),
         "errors": sum(o.error is not None for o in episodes),
         "outcomes": [
@@ -150,6 +152,18 @@ def _rate(episodes: Sequence[EpisodeOutcome]) -> dict[str, Any]:
             for o in episodes
         ],
     }
+
+
+def errors_remark(tasks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What tables do not show: how many episodes of these tasks ended with an error, and the first one. Empty without any."""
+    errors = [o for task in tasks for rate in task["arms"].values() for o in rate["outcomes"] if o["error"]]
+    if not errors:
+        return []
+    first = errors[0]
+    count = "1 episode" if len(errors) == 1 else f"{len(errors)} episodes"
+    return [
+        f"{count} ended with an error, counted as failed; the first: {first['env_id']}, seed {first['seed']}: {first['error']}"
+    ]
 
 
 def percent(rate: float) -> str:

@@ -6,7 +6,7 @@ an environment that has finished leaves the batch. Spreading rollouts over proce
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 import torch
 
-import sim  # noqa: F401 -- registers the project's environments with Gymnasium, also in a spawned worker
+import sim  # also registers the project's environments with Gymnasium, in a spawned worker too
 from data.errors import InputError
 from policies.base import Observations, Policy, observation_spec
 from policies.history import History
@@ -26,9 +26,8 @@ from policies.history import History
 class EpisodeOutcome:
     """How one episode ended. An episode with an `error` (the environment crashed, the policy gave NaN) counts as failed.
 
-    steps: control steps taken. seconds: wall time from reset to end, shared with the episodes that ran beside it.
-    frames: uint8 [steps+1,H,W,3], only when recorded. values, disagreement: where the policy has a critic, its value of the chosen
-    chunk at each decision, and the spread of its members about it.
+    steps: control steps taken. frames: uint8 [steps+1,H,W,3], only when recorded. values, disagreement: where the policy has a critic,
+    its value of the chosen chunk at each decision, and the spread of its members about it.
     """
 
     env_id: str
@@ -37,7 +36,6 @@ class EpisodeOutcome:
     steps: int = 0
     instruction: str = ""
     error: str | None = None
-    seconds: float = 0.0
     values: list[float] = field(default_factory=list)
     disagreement: list[float] = field(default_factory=list)
     frames: np.ndarray | None = None
@@ -79,13 +77,13 @@ class _Episode:
             raise
         except Exception as error:
             raise InputError(f"{env_id}: cannot be made ({type(error).__name__}: {' '.join(str(error).split())})") from error
-        self.cameras = getattr(self.env.unwrapped, "cameras", ())
+        # A suite's environments can be told when nobody looks; what somebody else's `cameras` are is not known.
+        self.cameras = getattr(self.env.unwrapped, "cameras", ()) if sim.suite_of(env_id) else ()
         self.outcome = EpisodeOutcome(env_id, seed)
         self.running = True
         self.observation: Mapping[str, Any] = {}
         self.history = History(window)
         self.frames: list[np.ndarray] | None = [] if record else None
-        self.started = time.perf_counter()
 
     def reset(self) -> None:
         try:
@@ -136,7 +134,6 @@ class _Episode:
 
     def _finish(self) -> None:
         self.running = False
-        self.outcome.seconds = time.perf_counter() - self.started
         self.close()
         if self.frames:
             self.outcome.frames = np.stack(self.frames)
@@ -217,7 +214,7 @@ def rollout(
 
 
 def _decide(policy: Policy, live: Sequence[_Episode], generator: torch.Generator) -> np.ndarray:
-    """Chunks float32 [B,H,A] for the B live episodes; those that get a NaN fail and stop running, and so do all if the policy fails."""
+    """Chunks float32 [B,H,A] for the B live episodes; those to which policy or critic give NaN fail, and all if `sample` does."""
     observations = stack_observations([episode.history.observation() for episode in live])
     try:
         with torch.no_grad():  # not inference_mode: steering turns gradients on again inside
@@ -233,11 +230,14 @@ def _decide(policy: Policy, live: Sequence[_Episode], generator: torch.Generator
     decision = getattr(policy, "last_decision", None)
     if decision is not None:
         for episode, value, spread in zip(live, decision.values.tolist(), decision.disagreement.tolist(), strict=True):
+            if not math.isfinite(value):
+                episode.fail(f"step {episode.outcome.steps}: the critic gave a value that is not finite")
+                continue
             episode.outcome.values.append(value)
             episode.outcome.disagreement.append(spread)
     finite = np.isfinite(actions).all(axis=(1, 2))
     for episode, fine in zip(live, finite, strict=True):
-        if not fine:
+        if episode.running and not fine:
             episode.fail(f"step {episode.outcome.steps}: the policy gave an action that is not finite")
     return actions
 

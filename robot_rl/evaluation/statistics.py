@@ -7,8 +7,9 @@ only the second, neither. Nothing here knows about policies or environments.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -120,7 +121,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Gains:
-    """What the first arm gains over the second in the mean over tasks, with percentile bootstrap intervals."""
+    """What the first arm gains over the second in the mean over cells, with percentile bootstrap intervals."""
 
     difference: float
     difference_interval: Interval
@@ -128,24 +129,45 @@ class Gains:
     relative_gain_interval: Interval
 
 
-def mean_gains(tasks: Sequence[PairedCounts], seed: int, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Gains:
-    """Mean over tasks of the difference p1 - p2 and of the relative gain (p1 - p2) / p2.
+Pairs = tuple[Sequence[bool], Sequence[bool]]
+"""Outcomes of two arms in the episodes of one cell, in the order of their seeds."""
 
-    The bootstrap resamples pairs of episodes within each task (stratified: tasks are what was asked for, not a sample of tasks).
-    A pair is one of four kinds, so drawing n pairs with replacement is exactly a multinomial draw of the table. A p2 of zero makes
-    the relative gain infinite; it is counted as one success of n there, in the denominator only, which understates the gain.
+
+def mean_gains(
+    cells: Sequence[Pairs],
+    seed: int,
+    strata: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Gains:
+    """Mean over cells of the difference p1 - p2 and of the relative gain (p1 - p2) / p2.
+
+    The bootstrap resamples episodes within each stratum (Efron and Tibshirani 1993, ch. 8). strata: one for each cell; cells of the
+    same one, several policies in one task, ran from the same initial states, so the same resampled seeds count in all of them. By
+    default each cell is its own: tasks are what was asked for, not a sample of tasks. A p2 of zero makes the relative gain infinite;
+    it is counted as one success there, in the denominator only, which understates the gain.
     """
-    if not tasks:
-        raise ValueError("a mean over tasks needs a task")
-    generator = np.random.default_rng(seed)
-    # Row 0 is what was observed, the others are resamples: one formula serves both.
-    tables = np.stack(
-        [np.vstack([[t], generator.multinomial(t.pairs, np.array(t) / t.pairs, size=resamples)]) for t in tasks], axis=1
-    )  # [1 + resamples, tasks, 4]
-    pairs = tables.sum(axis=2)
-    difference = (tables[..., 1] - tables[..., 2]) / pairs
-    second = np.maximum(tables[..., 0] + tables[..., 2], 1) / pairs
-    means = np.stack([difference.mean(axis=1), (difference / second).mean(axis=1)])
+    if not cells:
+        raise ValueError("a mean over cells needs a cell")
+    members: dict[Hashable, list[int]] = {}
+    for index, stratum in enumerate(range(len(cells)) if strata is None else strata):
+        members.setdefault(stratum, []).append(index)
+    means = np.zeros((2, 1 + resamples))
+    for number, indices in enumerate(members.values()):
+        counts = _resampled(seed, number, max(len(cells[index][0]) for index in indices), resamples)
+        for index in indices:
+            outcomes = np.array(cells[index], dtype=np.float32).T  # [episodes, 2]
+            drawn = counts[:, : len(outcomes)]  # a cell that was decided early has the first of the seeds
+            pairs = np.maximum(drawn.sum(axis=1), 1)
+            first, second = (drawn @ outcomes).T
+            means += np.stack([first - second, (first - second) / np.maximum(second, 1) * pairs]) / pairs / len(cells)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     (difference_low, difference_high), (gain_low, gain_high) = np.quantile(means[:, 1:], tails, axis=1).T.tolist()
     return Gains(float(means[0, 0]), (difference_low, difference_high), float(means[1, 0]), (gain_low, gain_high))
+
+
+@lru_cache(maxsize=64)
+def _resampled(seed: int, stratum: int, episodes: int, resamples: int) -> np.ndarray:
+    """How often each episode is drawn, float32 [1+resamples, episodes]; row 0 is what was observed: one formula serves both."""
+    drawn = np.random.default_rng([seed, stratum]).multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples)
+    return np.vstack([np.ones(episodes), drawn]).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,13 +33,14 @@ class Arm:
         return cast(Policy, self.method(_loaded_policy(self.policy), critic))
 
 
-# The arms of a worker share what they load: they act one after the other, and each begins with a reset.
-@cache
+# The arms of a worker share what they load: they act one after the other, and each begins with a reset. The next contest's models take
+# their place.
+@lru_cache(maxsize=1)
 def _loaded_policy(spec: str) -> Policy:
     return load_policy(spec)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _loaded_critic(spec: str) -> Any:
     return load_critic(spec)
 
@@ -66,6 +67,9 @@ def make_contest(
     InputError when policy, critic and environment do not speak of the same actions.
     """
     loaded_policy, loaded_critic = load_policy(policy), load_critic(critic)
+    there, here = getattr(loaded_policy, "device", loaded_critic.device), loaded_critic.device
+    if there != here:
+        raise InputError(f"the policy is on {there}, the critic on {here}; put both on one device")
     spec = steered_spec(loaded_policy.action_spec, loaded_critic.action_spec)
     _note_datasets(loaded_policy, loaded_critic)
     env_ids = environment_ids(env)
@@ -108,7 +112,7 @@ def _note_datasets(policy: Any, critic: Any) -> None:
 def _check_environment(env_id: str, env_kwargs: dict[str, Any], spec: ActionSpec, *models: Any) -> None:
     """Refuse an environment without what the models look at, or with actions of another kind than theirs.
 
-    An environment that states no frame or rate is taken at its word.
+    What an environment does not state is taken to fit.
     """
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
@@ -126,16 +130,11 @@ def _check_environment(env_id: str, env_kwargs: dict[str, Any], spec: ActionSpec
         for key, size in wanted.vectors.items():
             if given[key] != (size,):
                 raise InputError(f"{env_id}: its {key!r} has shape {given[key]}, a model here was trained on ({size},)")
-    stated = {
-        "names": metadata.get("action_names"),
-        "frame": metadata.get("action_frame"),
-        "control_hz": metadata.get("control_hz"),
-    }
-    for field, value in stated.items():
-        if value is not None and value != getattr(spec, field):
-            raise InputError(
-                f"{env_id}: its action {field} is {value} but the policy's is {getattr(spec, field)}; use a policy trained for it"
-            )
+    stated = {key: metadata.get(f"action_{key}") for key in ("names", "units", "frame")}
+    for field, value in {**stated, "control_hz": metadata.get("control_hz")}.items():
+        ours = getattr(spec, field)
+        if value is not None and (tuple(value) if isinstance(ours, tuple) else value) != ours:
+            raise InputError(f"{env_id}: its action {field} is {value} but the policy's is {ours}; use a policy trained for it")
 
 
 def cameras_of(*models: Any) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from data.errors import InputError
 from policies.loading import convert
 from robot_rl.steering.config import ModeConfig, RandomConfig, SteeringConfig, VotingConfig
 
-# Each is a class made from (policy, critic, settings), and its settings. V-GPS and PA-RL are as published (2410.13816, 2412.06685).
+# Each is a class made from (policy, critic, settings), and its settings. V-GPS (2410.13816) and PA-RL (2412.06685) are their rules of
+# choosing with their numbers, on our critics and on chunks; of PA-RL the optimisation of actions, not the distillation.
 METHODS: Mapping[str, tuple[str, Any]] = {
     "steered": ("SteeredPolicy", SteeringConfig()),
     "random": ("RandomChoice", RandomConfig()),

@@ -15,10 +15,15 @@ import torch
 def kernel(chunks: torch.Tensor, width: float) -> torch.Tensor:
     """How near candidates [B,K,D] are to each other, 0 to 1: [B,K,K]; its sums over the last axis are their density.
 
-    k_ij = exp(-d_ij^2 / 2 h^2), where h is `width` times the median distance of two candidates.
+    k_ij = exp(-d_ij^2 / 2 h^2), where h is `width` times the median distance between two of them.
     """
-    distances = torch.cdist(chunks, chunks)
-    scale = distances.flatten(1).median(dim=1).values.clamp_min(1e-9)
+    # Exactly, so that equal candidates are at distance zero: the quick way by matrix products is not.
+    distances = torch.cdist(chunks, chunks, compute_mode="donot_use_mm_for_euclid_dist")
+    count = chunks.shape[1]
+    if count == 1:
+        return torch.ones_like(distances)
+    first, second = torch.triu_indices(count, count, 1, device=chunks.device)
+    scale = distances[:, first, second].median(dim=1).values.clamp_min(1e-9)
     return torch.exp(-0.5 * (distances / (width * scale[:, None, None])).square())
 
 

@@ -144,6 +144,11 @@ class RandomChoice:
         self.action_spec = steered_spec(policy.action_spec, critic.action_spec)
         self.observation_spec = observation_spec(policy)
 
+    @property
+    def device(self) -> torch.device:
+        """As of `CriticsChoice`."""
+        return self.critic.device
+
     def reset(self) -> None:
         self.policy.reset()
 

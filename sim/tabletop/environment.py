@@ -133,8 +133,10 @@ class TabletopEnv(ArmEnv):
         return np.concatenate([state.ravel(), state[1, 4:7] - state[0, 4:7], [self.scene.drawer_opening()]]).astype(np.float32)
 
     def render(self) -> np.ndarray | None:
-        """The primary camera at 256 x 256, for people and videos."""
-        return self.scene.image("primary", 256, 256) if self.render_mode == "rgb_array" else None
+        """The primary camera at 256 x 256, for people and videos; None once it is closed, as its world may be another's by then."""
+        if self.render_mode != "rgb_array" or self._client is None:
+            return None
+        return self.scene.image("primary", 256, 256)
 
     def close(self) -> None:
         """Free the physics client; a later reset connects again."""

@@ -1,7 +1,7 @@
 """The six tasks: what lies on the table, what is asked, and the physical predicate that says it was done.
 
-A predicate looks at poses, contacts, speeds and joints, never at what a demonstrator meant. Which block is meant is said by the
-instruction alone: the state vector has one slot per object, not a slot for "the target".
+A predicate looks at poses, contacts, speeds and joints, never at what a demonstrator meant. Who looks through cameras learns which
+block is meant from the instruction alone.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _horizontal(scene: Scene, name: str, other: str) -> np.ndarray:
 
 
 def _touched(scene: Scene, layout: Layout) -> bool:
-    """A finger is on the target, which still lies on the table, and on no other block."""
+    """A finger is on the target and on no other block."""
     others = [name for name in BLOCKS if name in scene.bodies and name != layout.target]
     return scene.fingers_on(layout.target) > 0 and not any(scene.fingers_on(name) for name in others)
 

@@ -85,6 +85,8 @@ def test_what_is_not_in_the_plan_cannot_be_chosen(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=text):
             plan.only(*chosen)
+    with pytest.raises(InputError, match=r"--methods base: there is nothing to compare it with"):
+        plan.only((), (), ("base", "base"))
 
 
 METHODS = {"steered": "steered?num_samples=4", "chance": "random?num_samples=4", "voting": "robomonkey?num_samples=4"}
@@ -92,7 +94,7 @@ METHODS = {"steered": "steered?num_samples=4", "chance": "random?num_samples=4",
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkPlan:
-    """Two untrained policies and a critic on the tabletop's state: nothing succeeds, everything runs."""
+    """Two untrained policies and a critic on the tabletop's state: hardly anything succeeds, everything runs."""
     folder = tmp_path_factory.mktemp("benchmark")
     episodes = [record(Demonstration(SUITES["tabletop"].tasks["reach"], 1.0, seed, cameras=())) for seed in range(3)]
     source = EpisodeList("reach", action_description(SUITES["tabletop"].tasks["reach"]), episodes)
@@ -162,6 +164,11 @@ def test_parts_that_ran_elsewhere_make_the_whole(plan: BenchmarkPlan, tmp_path: 
         ([flow, flow], plan, "has flow in table, as another"),
         ([flow], replace(plan, episodes=3), "ran with episodes 2, the plan says 3"),
         ([flow], replace(plan, methods=other), "method 'steered' is missing there or had other settings"),
+        (
+            [flow],
+            replace(plan, suites={"table": replace(plan.suites["table"], env="tabletop")}),
+            "'table' ran in tabletop/reach,",
+        ),
         ([flow], plan.only((), ("gaussian",), ()), "has no suite and policy of the plan; it has table"),
         ([tmp_path / "none"], plan, "not the results of a benchmark .No such file"),
         ([kept("cut", {**part, "suites": {"table": {"flow": {}}}})], plan, "not the results of a benchmark .it has no"),
@@ -213,7 +220,7 @@ def test_errors_and_early_ends_are_said() -> None:
         outcomes["task1"][3].error = "step 2: RuntimeError: exploded"
     errors, early = remarks(result.to_json())
     assert errors.startswith("2 episodes ended with an error")
-    assert early == "1 of 2 cells were decided early, after 25 to 25 episodes"
+    assert early == "1 of 2 cells were decided early, after 25 episodes"
 
 
 def multipletests(p: list[float]) -> list[float]:

@@ -101,6 +101,15 @@ class Faulty(PointMass):
         return observation, reward, terminated, truncated, info
 
 
+class Filmed(PointMass):
+    """Has something of its own that is called `cameras`."""
+
+    @property
+    def cameras(self) -> dict[str, str]:
+        return {"front": "/dev/video0"}
+
+
+gymnasium.register("test/Filmed-v0", entry_point=Filmed)
 gymnasium.register("test/PointMass-v0", entry_point=PointMass)
 gymnasium.register("test/Faulty-v0", entry_point=Faulty)
 gymnasium.register("test/PointMassFar-v0", entry_point=PointMass)

@@ -13,12 +13,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rich.console
 from point_mass import Make
 
 from data.errors import InputError
-from robot_rl.evaluation import Contest, EvaluationSettings, evaluate, local_pool, results_table, run_block, run_contests
+from robot_rl.evaluation import (
+    Contest,
+    EvaluationSettings,
+    PairedCounts,
+    evaluate,
+    local_pool,
+    mcnemar_p,
+    results_table,
+    run_block,
+    run_contests,
+)
+from robot_rl.evaluation.evaluate import INTERIM_LEVEL
+from robot_rl.evaluation.recording import Wanted, record_episodes
 
 ENVS = ["test/PointMass-v0", "test/PointMassFar-v0"]
 ARMS = {"base": Make(0.8), "steered": Make(0.05), "random": Make(0.8)}
@@ -244,6 +257,30 @@ def test_what_takes_its_process_down_is_a_named_failure(kind: str, text: str, wo
     assert not episodes[3].success
     assert any(o.success for o in episodes)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("kind", ["segfault", "hang"])
+def test_a_block_that_falls_is_not_recorded(kind: str) -> None:
+    """Neither does it take the recording with it, nor hold it up; with one worker too."""
+    contests = {
+        name: Contest({"steered": Make(0.05)}, EvaluationSettings((ENVS[0],), episodes, 10, env_kwargs={"crash": kind}))
+        for name, episodes in (("falls", 6), ("calm", 3))  # seed 13 is the one
+    }
+    wanted = [Wanted(name, "steered", ENVS[0], 11) for name in contests]
+    assert [episode.contest for episode in record_episodes(contests, wanted, workers=1, time_limit=2.0)] == ["calm"]
+
+
+def test_looks_in_between_hardly_decide_by_chance() -> None:
+    """Equal arms in 30 cells, looked at after 25, 50 and 75 episodes: the level of the tests at the end is as good as kept."""
+    rng, cells, level = np.random.default_rng(0), 30, 0.05 / 30
+    decided = at_the_end = 0
+    for _ in range(20_000):
+        first, second = rng.random((2, 100)) < 0.5
+        p = [mcnemar_p(PairedCounts.of(first[:n], second[:n])) for n in (25, 50, 75, 100)]
+        decided += min(p[:3]) < INTERIM_LEVEL / cells
+        at_the_end += p[3] < level
+    assert decided <= 4  # 20,000 of level 0.001 / 30, three times, would be 2
+    assert at_the_end + decided <= 20_000 * level
 
 
 def test_early_stopping_decides_by_whole_rounds(tmp_path: Path) -> None:

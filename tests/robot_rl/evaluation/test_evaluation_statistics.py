@@ -112,31 +112,56 @@ def test_paired_counts() -> None:
         PairedCounts.of([True], [])
 
 
+def episodes(table: PairedCounts) -> tuple[list[bool], list[bool]]:
+    """Pairs of outcomes that are counted so."""
+    pairs = np.repeat(np.array([[1, 1], [1, 0], [0, 1], [0, 0]], dtype=bool), table, axis=0)
+    return pairs[:, 0].tolist(), pairs[:, 1].tolist()
+
+
 def test_mean_gains_against_a_plain_bootstrap() -> None:
-    """The multinomial shortcut has the distribution of resampling indices."""
-    tables = [PairedCounts(10, 8, 2, 5), PairedCounts(3, 9, 4, 14)]
-    gains = mean_gains(tables, seed=0)
+    """Counts of how often an episode is drawn have the distribution of resampling indices."""
+    cells = [episodes(PairedCounts(10, 8, 2, 5)), episodes(PairedCounts(3, 9, 4, 14))]
+    gains = mean_gains(cells, seed=0)
     assert gains.difference == pytest.approx((6 / 25 + 5 / 30) / 2)
     assert gains.relative_gain == pytest.approx((6 / 12 + 5 / 7) / 2)
 
     generator = np.random.default_rng(1)
     differences, relatives = np.zeros((2, 4000)), np.zeros((2, 4000))
-    for task, table in enumerate(tables):
-        pairs = np.repeat(np.array([[1, 1], [1, 0], [0, 1], [0, 0]]), table, axis=0)
+    for number, cell in enumerate(cells):
+        pairs = np.array(cell).T
         for resample in range(4000):
             first, second = pairs[generator.integers(len(pairs), size=len(pairs))].mean(axis=0)
-            differences[task, resample] = first - second
-            relatives[task, resample] = (first - second) / max(second, 1 / len(pairs))
+            differences[number, resample] = first - second
+            relatives[number, resample] = (first - second) / max(second, 1 / len(pairs))
     expected = np.quantile(differences.mean(axis=0), [0.025, 0.975])
     assert gains.difference_interval == pytest.approx(expected, abs=0.015)
     expected = np.quantile(relatives.mean(axis=0), [0.025, 0.975])
     assert gains.relative_gain_interval == pytest.approx(expected, abs=0.1)
 
 
+def test_cells_from_the_same_initial_states_are_no_independent_evidence() -> None:
+    """A second policy that does what the first does adds nothing to what is known; on other states it narrows the interval."""
+    cell = episodes(PairedCounts(20, 30, 10, 40))
+    alone, together, apart = (
+        np.ptp(mean_gains(cells, 0, strata).difference_interval)
+        for cells, strata in (([cell], None), ([cell, cell], ["task", "task"]), ([cell, cell], ["task", "another"]))
+    )
+    assert together == pytest.approx(alone)
+    assert apart == pytest.approx(alone / np.sqrt(2), rel=0.1)
+
+
+def test_a_cell_that_ended_early_has_the_first_of_the_states() -> None:
+    long, short = episodes(PairedCounts(20, 30, 10, 40)), ([True] * 25, [False] * 25)
+    gains = mean_gains([long, short], 0, ["task", "task"])
+    assert gains.difference == pytest.approx((0.2 + 1) / 2)
+    assert np.ptp(gains.difference_interval) == pytest.approx(np.ptp(mean_gains([long], 0).difference_interval) / 2)
+
+
 @given(st.lists(counts, min_size=1, max_size=5), st.integers(0, 2**32))
 def test_mean_gains_properties(tables: list[PairedCounts], seed: int) -> None:
-    gains = mean_gains(tables, seed, resamples=200)
-    assert gains == mean_gains(tables, seed, resamples=200)
+    cells = [episodes(table) for table in tables]
+    gains = mean_gains(cells, seed, resamples=200)
+    assert gains == mean_gains(cells, seed, resamples=200)
     low, high = gains.difference_interval
     assert -1 <= low <= high <= 1
     assert low - 1e-9 <= gains.difference <= high + 1e-9
@@ -144,6 +169,6 @@ def test_mean_gains_properties(tables: list[PairedCounts], seed: int) -> None:
 
 
 def test_a_base_that_never_succeeds_has_a_finite_gain() -> None:
-    gains = mean_gains([PairedCounts(0, 5, 0, 15)], seed=0)
+    gains = mean_gains([episodes(PairedCounts(0, 5, 0, 15))], seed=0)
     assert gains.relative_gain == pytest.approx(5.0)
-    assert mean_gains([PairedCounts(0, 0, 0, 20)], seed=0).relative_gain == 0
+    assert mean_gains([episodes(PairedCounts(0, 0, 0, 20))], seed=0).relative_gain == 0

@@ -86,6 +86,42 @@ def test_majority_voting_proposes_around_few_samples(critic, share: float, open_
     assert torch.allclose(proposals[:, 0, :, :, :2].std(1), few[..., :2].std(1, correction=0), rtol=0.1)
 
 
+def test_the_steps_of_a_proposal_lean_alike(critic) -> None:
+    """What a chunk moves in all is spread as widely as in the policy's samples, whose steps lean alike too."""
+    few = (0.02 * torch.randn((1, 1, 5, 1, 3), generator=torch.Generator().manual_seed(0))).expand(1, 1, 5, 4, 3)
+    voting = MajorityVoting(Around(0.5), critic, VotingConfig())
+    proposals = voting._propose(few, 4000, torch.Generator().manual_seed(1))[..., :2]
+    moved, expected = proposals.sum(dim=3).std(dim=2), few[..., :2].sum(dim=3).std(dim=2, correction=0)
+    assert torch.allclose(moved, expected, rtol=0.15)  # the bounds cut a little off
+
+
+def test_v_gps_and_pa_rl_by_hand(critic) -> None:
+    """Their rules, written out: the best of K by the minimum of the members; the best of the ascended ten by their mean."""
+    policy = Around(0.5)
+    drawn = policy.sample(SEEN, 10, torch.Generator().manual_seed(0))
+    z = critic.encode(SEEN)
+    best = critic.values(z, drawn).min(dim=0).values.argmax(dim=-1)
+    acted = parse_method("vgps")(policy, critic).sample(SEEN, 1, torch.Generator().manual_seed(0))
+    assert torch.equal(acted[:, 0], drawn[torch.arange(2), best])
+
+    drawn = policy.sample(SEEN, 32, torch.Generator().manual_seed(0))
+    chunks = critic.normalize(drawn)
+    score = lambda u: critic.decode(critic.outputs(z, u)).mean(dim=0)  # noqa: E731
+    top = score(chunks).topk(10, dim=-1).indices
+    iterates = [chunks[torch.arange(2)[:, None], top].detach()]
+    low, high = critic.normalize(torch.tensor(SPEC.low)), critic.normalize(torch.tensor(SPEC.high))
+    for _ in range(10):
+        current = iterates[-1].clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(score(current).sum(), current)
+        iterates.append((current + 3e-4 * gradient).clamp(low, high).detach())
+    with torch.no_grad():
+        every = torch.stack(iterates, dim=2).flatten(1, 2)
+        best = score(every).argmax(dim=-1)
+        expected = critic.unnormalize(every[torch.arange(2), best])
+    acted = parse_method("pa_rl")(policy, critic).sample(SEEN, 1, torch.Generator().manual_seed(0))
+    assert torch.allclose(acted[:, 0], expected, atol=1e-6)
+
+
 def test_the_mode_is_where_most_candidates_lie(critic) -> None:
     class TwoPlaces(Around):
         def sample(self, observations, num_samples, generator=None):

@@ -30,7 +30,8 @@ def test_as_the_formula_says() -> None:
     values, chunks, _ = drawn(9, 0, batch=1)
     result = tilted(values, chunks, 0.7, 1.5)
     distances = torch.tensor([[(a - b).norm() for b in chunks[0]] for a in chunks[0]])
-    near = torch.exp(-0.5 * (distances / (0.7 * distances.flatten().median())) ** 2)
+    between = torch.tensor([distances[i, j] for i in range(9) for j in range(i)])
+    near = torch.exp(-0.5 * (distances / (0.7 * between.median())) ** 2)
     for i in range(9):
         density = near[i].sum()
         expected = sum(near[i, j] * values[0, j] for j in range(9)) / density + 1.5 * torch.log(density / 9)
@@ -48,6 +49,18 @@ def test_one_candidate_and_equal_candidates_are_no_trouble() -> None:
     assert torch.equal(tilted(torch.tensor([[2.0]]), torch.zeros(1, 1, 4), 0.3, 1.0), torch.tensor([[2.0]]))
     values = torch.tensor([[1.0, 3.0, 5.0]])
     assert torch.allclose(tilted(values, torch.zeros(1, 3, 4), 0.3, 1.0), torch.full((1, 3), 3.0))
+
+
+@pytest.mark.parametrize("equal", [20, 36, 49])
+def test_many_equal_candidates_beside_others(equal: int) -> None:
+    """As of a policy with peaked tokens: the crowd is one neighbourhood, and nobody's rank is not a number."""
+    for seed in range(20):
+        _, chunks, _ = drawn(50, seed, dim=7, batch=1)
+        chunks[:, :equal] = chunks[:, :1]
+        values = torch.where(torch.arange(50) < equal, 0.0, -50.0)[None]
+        ranks = tilted(values, chunks, 0.3, 4.0)
+        assert ranks.isfinite().all()
+        assert ranks.argmax() < equal
 
 
 def test_a_lonely_outlier_with_a_high_value_is_not_chosen() -> None:
