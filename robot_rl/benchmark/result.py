@@ -105,20 +105,22 @@ class BenchmarkResult:
 
 
 def policies_table(values: Mapping[str, Any]) -> Table:
-    """Mean success of each policy under each method, and what the method gains, with its interval."""
+    """Mean success of each policy under each method, and what the method gains; with intervals over all, those of each are the page's.
+
+    Five policies and a dozen methods fit 80 columns.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=0, caption="mean success over tasks; difference to base in points, 95% bootstrap interval"
-    )
-    table.add_column("method", no_wrap=True)
+    caption = "mean success over tasks; difference to base in points, below it the 95% bootstrap interval"
+    table = Table(box=box.SIMPLE_HEAD, padding=0, caption=caption)
+    table.add_column("method", min_width=8, overflow="fold")
     policies = list(values["base"]["policies"])
     for policy in policies:
-        table.add_column(policy, justify="right", no_wrap=True)
+        table.add_column(policy, justify="right", overflow="fold", min_width=7)  # "57% +32"
     table.add_column("all", justify="right", no_wrap=True)
     table.add_column("relative\ngain", justify="right", no_wrap=True)
-    table.add_column("cells better,\nworse", justify="right", no_wrap=True)
+    table.add_column("better\nworse", justify="right", no_wrap=True)
     base = values["base"]
     table.add_row(
         BASE,
@@ -128,13 +130,10 @@ def policies_table(values: Mapping[str, Any]) -> Table:
         "",
     )
     for name, method in values["methods"].items():
-        scopes = [*(method["policies"][policy] for policy in policies), method["overall"]]
-        cells = [
-            f"{percent(s['mean_success'])} {points(s['difference'])}\n[dim]{points_span(s['difference_interval'])}[/]"
-            for s in scopes
-        ]
         total = method["overall"]
-        gain = f"{points(total['relative_gain'])}%\n[dim]{points_span(total['relative_gain_interval'])}[/]"
+        cells = [f"{percent(x['mean_success'])} {points(x['difference'])}" for x in (*method["policies"].values(), total)]
+        cells[-1] += f"\n[dim]{points_span(total['difference_interval'])}[/]"
+        gain = f"{points(total['relative_gain'])}%\n[dim]{points_span(total['relative_gain_interval']).replace('+', '')}[/]"
         count = len(method["cells"])
         table.add_row(name, *cells, gain, f"{method['better']}, {method['worse']}\n[dim]of {count}[/]")
     return table
@@ -166,7 +165,7 @@ def cells_table(values: Mapping[str, Any], method: str) -> Table:
         padding=0,
         caption=f"success of base > {method}, and p after Holm; ! where it got worse at p < 0.05",
     )
-    table.add_column(f"{method}: task", no_wrap=True)
+    table.add_column(f"{method}: task", overflow="fold")
     for policy in policies:
         table.add_column(policy, justify="right", no_wrap=True)
     for suite, env_id in dict.fromkeys((cell["suite"], cell["env_id"]) for cell in cells):
