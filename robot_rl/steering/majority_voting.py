@@ -1,9 +1,9 @@
 """A verifier in RoboMonkey's manner (2506.17811): few samples of the policy become a proposal distribution, the critic picks from it.
 
 The paper draws a handful of actions, fits a Gaussian to their translations and rotations, takes the gripper by majority vote, draws the
-candidates from that, and lets a verifier choose. Here the verifier is the critic, and what is fitted is a whole chunk: its steps share
-a draw of the noise, because steps that are perturbed apart from each other cancel out, and a candidate then goes less far from the mean
-than the policy's own samples do.
+candidates from that, and lets a verifier choose. Here the verifier is the critic, and what is fitted is a whole chunk, each entry by
+itself. Steps that lean alike, one draw of the noise for a whole chunk, are the worse proposals: on robosuite's tasks they took the
+gaussian policy from 22 to 14% and the diffusion policy's first tasks from 36 to 14%.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ class MajorityVoting(CriticsChoice):
         low, high = (torch.tensor(bound).to(drawn) for bound in (self.policy.action_spec.low, self.policy.action_spec.high))
         mean, spread = drawn.mean(dim=2, keepdim=True), drawn.std(dim=2, keepdim=True, correction=0)
         shape = (*drawn.shape[:2], count, *drawn.shape[3:])
-        # [B,N,K,1,A]: one draw for all steps of a chunk
-        noise = torch.randn((*shape[:3], 1, shape[-1]), generator=generator, device=drawn.device)
+        noise = torch.randn(shape, generator=generator, device=drawn.device)
         middle = (low + high) / 2
         vote = torch.where((drawn > middle).float().mean(dim=2, keepdim=True) > 0.5, high, low).expand(shape)
         return torch.where(self._gripper.to(drawn.device), vote, (mean + spread * noise).clamp(low, high))

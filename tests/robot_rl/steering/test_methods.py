@@ -86,15 +86,6 @@ def test_majority_voting_proposes_around_few_samples(critic, share: float, open_
     assert torch.allclose(proposals[:, 0, :, :, :2].std(1), few[..., :2].std(1, correction=0), rtol=0.1)
 
 
-def test_the_steps_of_a_proposal_lean_alike(critic) -> None:
-    """What a chunk moves in all is spread as widely as in the policy's samples, whose steps lean alike too."""
-    few = (0.02 * torch.randn((1, 1, 5, 1, 3), generator=torch.Generator().manual_seed(0))).expand(1, 1, 5, 4, 3)
-    voting = MajorityVoting(Around(0.5), critic, VotingConfig())
-    proposals = voting._propose(few, 4000, torch.Generator().manual_seed(1))[..., :2]
-    moved, expected = proposals.sum(dim=3).std(dim=2), few[..., :2].sum(dim=3).std(dim=2, correction=0)
-    assert torch.allclose(moved, expected, rtol=0.15)  # the bounds cut a little off
-
-
 def test_v_gps_and_pa_rl_by_hand(critic) -> None:
     """Their rules, written out: the best of K by the minimum of the members; the best of the ascended ten by their mean."""
     policy = Around(0.5)
