@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
+import torch
 
 from data.errors import InputError
 from policies import ActionSpec, Policy, load_policy, observation_spec, policy_digest
@@ -67,8 +68,9 @@ def make_contest(
     InputError when policy, critic and environment do not speak of the same actions.
     """
     loaded_policy, loaded_critic = load_policy(policy), load_critic(critic)
-    there, here = getattr(loaded_policy, "device", loaded_critic.device), loaded_critic.device
-    if there != here:
+    here = loaded_critic.device
+    there = torch.device(getattr(loaded_policy, "device", here))
+    if there.type != here.type:  # "cuda" and "cuda:0" are one
         raise InputError(f"the policy is on {there}, the critic on {here}; put both on one device")
     spec = steered_spec(loaded_policy.action_spec, loaded_critic.action_spec)
     _note_datasets(loaded_policy, loaded_critic)

@@ -15,10 +15,10 @@ from gymnasium.utils.env_checker import check_env
 
 from sim import SUITES, make_expert
 
-TASKS = [env_id for suite in ("tabletop", "robosuite") for env_id in SUITES[suite].tasks.values()]
+OURS = ("tabletop", "robosuite")
 
 
-@pytest.mark.parametrize("env_id", TASKS)
+@pytest.mark.parametrize("env_id", [env_id for suite in OURS for env_id in SUITES[suite].tasks.values()])
 class TestSuites(EnvironmentConformance):
     @pytest.fixture(autouse=True)
     def _remember(self, env_id: str) -> None:
@@ -52,7 +52,7 @@ def digest(suite: str) -> str:
     return total.hexdigest()
 
 
-@pytest.mark.parametrize("suite", ["tabletop", "robosuite"])
+@pytest.mark.parametrize("suite", OURS)
 def test_another_process_computes_the_same_bits(suite: str) -> None:
     script = f"import sys; sys.path[:0] = {sys.path!r}; import test_sim_conformance as t; print('digest', t.digest({suite!r}))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
