@@ -6,7 +6,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=runs/five
-export OMP_WAIT_POLICY=PASSIVE
+# On one thread a process, the same checkpoints and episodes come out to the bit, on another machine of the kind too.
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 record() { # suite store demonstrations-a-task seed qualities...
   local suite=$1 store=$out/$1/$2 count=$3 seed=$4 cameras=()
