@@ -75,21 +75,22 @@ class RemotePolicy:
         device: str = "cpu",
         *,
         map: str | None = None,
-        api_key: str | None = None,
+        api_key_file: str | None = None,
         unnorm_key: str | None = None,
         connections: int = 4,
         timeout: float = 30.0,
     ) -> RemotePolicy:
         """Connect; InputError when nothing is reached within `timeout` seconds or nobody says what the actions mean.
 
-        map: preset or file (policies/maps.py) between the server's names and ours. api_key: else ROBOT_RL_REMOTE_API_KEY's. unnorm_key:
-        which dataset's statistics OpenVLA's server shall use. timeout: seconds for an answer, and for reconnecting.
+        map: preset or file (policies/maps.py) between the server's names and ours. api_key_file: holds the server's key, else
+        ROBOT_RL_REMOTE_API_KEY does; a key in a spec would end up in journals and reports. unnorm_key: which dataset's statistics
+        OpenVLA's server shall use. timeout: seconds for an answer, and for reconnecting.
         """
         return cls(
             str(location),
             device,
             map=map,
-            api_key=api_key,
+            api_key=None if api_key_file is None else read_key(Path(api_key_file)),
             unnorm_key=unnorm_key,
             connections=connections,
             timeout=timeout,
@@ -191,6 +192,17 @@ class RemotePolicy:
             example = self._single(self.observation_spec.example())
             chunk = self._loop.run(self._ask_all(example, 1, None))[0][0]
             self.action_spec = replace(spec, chunk=len(chunk))
+
+
+def read_key(file: Path) -> str:
+    """The API key in a file, whose surrounding blanks do not count; InputError when there is none in it."""
+    try:
+        key = file.read_text().strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); give a text file that holds the key") from None
+    if not key or len(key.splitlines()) > 1:
+        raise InputError(f"{file}: must hold the key, one line")
+    return key
 
 
 async def _opened(address: str, settings: dict[str, Any]) -> PolicyServer:

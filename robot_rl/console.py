@@ -147,6 +147,22 @@ def check_writable(path: Path | None, option: str = "--json", folder: bool = Fal
         ) from None
 
 
+def check_replaceable(path: Path | None, option: str, format: str) -> None:
+    """Complain before the work when another program's file, or another command's, would be replaced (InputError).
+
+    format: what the JSON that may be replaced has as its "format".
+    """
+    if path is None or not path.exists():
+        return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        ours = isinstance(values, dict) and values.get("format") == format
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise InputError(f"{option} {path}: is there, and no result of this command; it would be lost, give another place")
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON beside its place and rename it."""
     write_file(path, json.dumps(values, indent=1) + "\n")

@@ -58,5 +58,9 @@ def _part(values: dict[str, Any], path: Path, plan: BenchmarkPlan) -> Results:
         if suite in plan.suites and policy in plan.suites[suite].policies
     }
     if not part:
-        raise InputError(f"{path}: has no suite and policy of the plan; it has {', '.join(values['suites'])}")
+        wanted, had = (
+            ", ".join(f"{suite}/{policy}" for suite, policies in suites.items() for policy in policies)
+            for suites in ({name: suite.policies for name, suite in plan.suites.items()}, values["suites"])
+        )
+        raise InputError(f"{path}: has {had}, and none of {wanted}; see --suites and --policies too, or leave it out")
     return part

@@ -17,6 +17,9 @@ from robot_rl.evaluation.report import write_page
 from robot_rl.evaluation.result import percent, percent_span, points, points_span
 from robot_rl.steering.methods import BASE
 
+FEW_EPISODES = 20
+"""Of a cell: with fewer, a bootstrap over them says too little."""
+
 STYLE = """
 .card .big { font-size:30px; white-space:nowrap }
 .scroll { overflow-x:auto; margin-bottom:10px }
@@ -69,15 +72,22 @@ def _explanation(values: Mapping[str, Any]) -> str:
     ]
     cells = [arms[BASE]["episodes"] for *_, arms in each_cell(values)]
     early = sum(episodes < plan["episodes"] for episodes in cells)
-    decided = (
-        f" In {_count(early, 'cell')} a clear difference between {methods[0]} and base ended it early, which overstates it a little."
+    said = (
+        f" {_count(early, 'cell')} ended earlier, as is said there: a clear difference between {methods[0]} and base "
+        "decided it, and is overstated a little."
         if early
         else ""
     )
+    if min(cells) < FEW_EPISODES:
+        said += (
+            " With so few episodes a cell the bootstrap intervals of means are too narrow, down to no width where all episodes end "
+            "alike; those of single cells hold."
+        )
+    upto = "up to " if early else ""
     return (
         f"{'Suites' if len(suites) > 1 else 'Suite'} {_listed(suites)}. In each task, every policy acts alone (base) and with "
-        f"{_count(len(methods), 'method')} ({_listed(methods)}), {plan['episodes']} episodes each, from the same initial states for "
-        f"all. A policy in a task is a cell; there are {len(cells)}.{decided}"
+        f"{_count(len(methods), 'method')} ({_listed(methods)}), {upto}{plan['episodes']} episodes each, from the same initial states "
+        f"for all. A policy in a task is a cell; there are {len(cells)}.{said}"
     )
 
 
@@ -97,10 +107,10 @@ def _cards(values: Mapping[str, Any]) -> list[str]:
             "<br>".join(bars),
         ),
         _card(
-            "mean relative gain",
-            f"{points(total['relative_gain'])}%",
-            f"{points_span(total['relative_gain_interval'])}%<br>{points(total['difference'])} points "
-            f"({points_span(total['difference_interval'])})",
+            "gain, in points",
+            points(total["difference"]),
+            f"{points_span(total['difference_interval'])}<br>mean relative gain {points(total['relative_gain'])}% "
+            f"({points_span(total['relative_gain_interval'])}%)",
             main=True,
         ),
         _card(

@@ -37,10 +37,12 @@ def settings_section(values: Mapping[str, Any]) -> str:
     contests = [(s, p, contest) for s, policies in values["suites"].items() for p, contest in policies.items()]
     versions = dict.fromkeys(", ".join(map(" ".join, contest["versions"].items())) for _, _, contest in contests)
     command = "robot-rl benchmark plan.json --out results"
-    if any(arms[BASE]["episodes"] < plan["episodes"] for *_, arms in each_cell(values)):
+    early = any(arms[BASE]["episodes"] < plan["episodes"] for *_, arms in each_cell(values))
+    if early:
         command += " --stop-early"
     entries = {
-        "environment seeds": f"{plan['seed']} to {plan['seed'] + plan['episodes'] - 1}, the same for every policy and method",
+        "environment seeds": f"{plan['seed']} to {plan['seed'] + plan['episodes'] - 1}, the same for every policy and method"
+        f"{', the first of them where a cell ended early' if early else ''}",
         **{f"method {name}": _settings(entry) for name, entry in plan["methods"].items() if name != BASE},
         **{f"suite {name}": f"{suite['env']}; critic {suite['critic']}" for name, suite in plan["suites"].items()},
         **{f"{p} in {s}": f"{plan['suites'][s]['policies'][p]}; {_provenance(contest)}" for s, p, contest in contests},

@@ -64,7 +64,8 @@ def policies_section(values: Mapping[str, Any]) -> str:
 def _hopeless(values: Mapping[str, Any]) -> str:
     cells = next(iter(values["methods"].values()))["cells"]
     hopeless = sum(cell["base_rate"] == 0 for cell in cells)
-    return f"In the {hopeless} cells where base never succeeds, one success stands in its place. " if hopeless else ""
+    where = "one cell" if hopeless == 1 else f"{hopeless} cells"
+    return f"In the {where} where base never succeeds, one success stands in its place. " if hopeless else ""
 
 
 def cells_section(values: Mapping[str, Any]) -> str:
@@ -89,7 +90,8 @@ def _suite(values: Mapping[str, Any], suite: str, method: str) -> str:
     rows = []
     for env_id in next(iter(contests.values()))["tasks"]:
         cells = "".join(
-            f'<td data-name="{escape(policy)}">{_cell(found[policy, env_id], contest["tasks"][env_id]["arms"], method)}</td>'
+            f'<td data-name="{escape(policy)}">'
+            f"{_cell(found[policy, env_id], contest['tasks'][env_id]['arms'], method, values['plan']['episodes'])}</td>"
             for policy, contest in contests.items()
         )
         rows.append(f"<tr><td class=task>{_breakable(env_id)}</td>{cells}</tr>")
@@ -103,12 +105,13 @@ def _breakable(env_id: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "<wbr>", escape(env_id))
 
 
-def _cell(cell: Mapping[str, Any], arms: Mapping[str, Any], method: str) -> str:
+def _cell(cell: Mapping[str, Any], arms: Mapping[str, Any], method: str, planned: int) -> str:
+    early = f"<small>ended after {cell['episodes']} episodes</small>" if cell["episodes"] < planned else ""
     spans = f"{percent_span(arms[BASE]['interval'])} {ARROW} {percent_span(arms[method]['interval'])}"
     return (
         f"{percent(cell['base_rate'])} {ARROW} {percent(cell['rate'])} {_mark(cell)}<small>{spans}</small>"
         f"<small><b>{points(cell['difference'])}</b> ({points_span(cell['difference_interval'])})</small>"
-        f"<small>p {p_value(cell['p'])}, Holm {p_value(cell['p_holm'])}</small>".replace("<0", "&lt;0")
+        f"<small>p {p_value(cell['p'])}, Holm {p_value(cell['p_holm'])}</small>{early}".replace("<0", "&lt;0")
     )
 
 

@@ -45,7 +45,8 @@ class Benchmark:
         from robot_rl.benchmark import cells_table, policies_table, read_elsewhere, read_plan, remarks, run_benchmark
         from robot_rl.benchmark.failures import record_failures
         from robot_rl.benchmark.report import write_benchmark_report
-        from robot_rl.console import benchmark_progress, check_writable, counting_progress, write_json
+        from robot_rl.benchmark.result import FORMAT
+        from robot_rl.console import benchmark_progress, check_replaceable, check_writable, counting_progress, write_json
         from robot_rl.evaluation import local_pool, ray_pool
 
         plan = read_plan(self.plan).only(self.suites, self.policies, self.methods)
@@ -53,6 +54,7 @@ class Benchmark:
         results, report = self.out / "results.json", self.out / "report.html"
         elsewhere = read_elsewhere(self.elsewhere, plan)
         check_writable(self.out, "--out", folder=True)
+        check_replaceable(results, "--out", FORMAT)
         make_pool = ray_pool(self.workers, self.ray, self.time_limit) if self.ray else local_pool(self.workers, self.time_limit)
         with benchmark_progress() as on_block:
             result = run_benchmark(

@@ -31,11 +31,13 @@ class Evaluate:
     def run(self) -> None:
         from rich.console import Console
 
-        from robot_rl.console import check_writable, evaluation_progress, write_json
+        from robot_rl.console import check_replaceable, check_writable, evaluation_progress, write_json
         from robot_rl.evaluation import errors_remark, results_table
+        from robot_rl.evaluation.result import FORMAT
         from robot_rl.evaluation.steering import evaluate_steering
 
         check_writable(self.json)
+        check_replaceable(self.json, "--json", FORMAT)
         journal = self.json.with_name(f"{self.json.stem}.journal.jsonl") if self.json else None
         with evaluation_progress() as on_block:
             result = evaluate_steering(

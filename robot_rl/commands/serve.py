@@ -147,13 +147,6 @@ def _read_language(model: Any) -> None:
 
 
 def _key(file: Path | None, otherwise: str | None) -> str | None:
-    """The API key in a file, whose surrounding blanks do not count; InputError when there is none in it."""
-    if file is None:
-        return otherwise or None
-    try:
-        key = file.read_text().strip()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); give a text file that holds the key") from None
-    if not key or len(key.splitlines()) > 1:
-        raise InputError(f"{file}: must hold the key, one line")
-    return key
+    from policies.remote import read_key
+
+    return otherwise or None if file is None else read_key(file)

@@ -203,9 +203,14 @@ def run_contests(
     header = headers[""] if list(headers) == [""] else {"contests": headers}
     schedule = _Schedule(contests, stop_early)
     with closing(Journal(journal, header)) if journal else nullcontext() as book, closing(make_pool(Runner(contests))) as pool:
-        for record in book.records if book else ():
-            outcomes = [EpisodeOutcome(**outcome) for outcome in record["outcomes"]]
-            schedule.done[Block(**record["block"])] = outcomes, record["seconds"]
+        for number, record in enumerate(book.records if book else (), 2):
+            try:
+                block, answer = _from_record(record)
+            except (KeyError, TypeError, ValueError):
+                raise InputError(
+                    f"{journal}: line {number} is damaged, which holds a block; delete the line to run it again"
+                ) from None
+            schedule.done[block] = answer
         while missing := schedule.missing():
             with closing(_run_whole(pool, missing, contests)) as completed:
                 for block, (outcomes, seconds) in completed:
@@ -307,6 +312,15 @@ def _run_whole(
             outcomes += answer[0]
             seconds += answer[1]
         yield block, (outcomes, seconds)
+
+
+def _from_record(record: Mapping[str, Any]) -> tuple[Block, Answer]:
+    """A block of the journal. KeyError, TypeError or ValueError: something in it is not what was written."""
+    block = Block(**record["block"])
+    outcomes = [EpisodeOutcome(**outcome) for outcome in record["outcomes"]]
+    if len(outcomes) != block.count or not all(isinstance(o.success, bool) and isinstance(o.steps, int) for o in outcomes):
+        raise ValueError
+    return block, (outcomes, float(record["seconds"]))
 
 
 def _to_record(outcome: EpisodeOutcome) -> dict[str, Any]:

@@ -65,9 +65,12 @@ class Journal:
             try:
                 read.append(json.loads(line))
             except ValueError:
-                raise InputError(
-                    f"{self.path}: line {number} is damaged; delete that line and its block runs again, or the whole file"
-                ) from None
+                what = (
+                    "the settings; choose another path, or delete it"
+                    if number == 1
+                    else "a block; delete the line to run it again"
+                )
+                raise InputError(f"{self.path}: line {number} is damaged, which holds {what}") from None
         found, *records = read
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise InputError(f"{self.path}: not an evaluation journal of this version; choose another path, or delete it")

@@ -303,7 +303,7 @@ def test_a_server_that_never_answers_is_one_line():
         policy.sample({"instruction": ["a"]}, 1)
 
 
-def test_who_cannot_be_reached_is_one_line(local, monkeypatch):
+def test_who_cannot_be_reached_is_one_line(local, monkeypatch, tmp_path):
     started = time.monotonic()
     for scheme in ("ws", "http"):
         with pytest.raises(InputError, match="can be reached") as caught:
@@ -315,8 +315,11 @@ def test_who_cannot_be_reached_is_one_line(local, monkeypatch):
             RemotePolicy.load(address)
     with serving(lambda: PolicyService(local), api_key="secret") as running:
         with pytest.raises(InputError, match="API key"):
-            RemotePolicy.load(running.address, api_key="guess")
-        with connected(running.address, api_key="secret") as policy:
+            RemotePolicy(running.address, api_key="guess")
+        with pytest.raises(InputError, match="no option 'api_key'"):  # it would be read in every journal and report
+            load_policy(f"{running.address}?api_key=secret")
+        (tmp_path / "key").write_text("secret\n")
+        with connected(running.address, api_key_file=str(tmp_path / "key")) as policy:
             assert policy.action_spec == local.action_spec
         monkeypatch.setenv("ROBOT_RL_REMOTE_API_KEY", "secret")
         with connected(running.address) as policy:

@@ -169,7 +169,7 @@ def test_parts_that_ran_elsewhere_make_the_whole(plan: BenchmarkPlan, tmp_path: 
             replace(plan, suites={"table": replace(plan.suites["table"], env="tabletop")}),
             "'table' ran in tabletop/reach,",
         ),
-        ([flow], plan.only((), ("gaussian",), ()), "has no suite and policy of the plan; it has table"),
+        ([flow], plan.only((), ("gaussian",), ()), "has table/flow, and none of table/gaussian; see --suites"),
         ([tmp_path / "none"], plan, "not the results of a benchmark .No such file"),
         ([kept("cut", {**part, "suites": {"table": {"flow": {}}}})], plan, "not the results of a benchmark .it has no"),
         ([kept("old", {**part, "format": "robot-rl benchmark 0"})], plan, "of this version"),

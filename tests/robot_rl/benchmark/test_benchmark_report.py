@@ -162,12 +162,15 @@ def test_head_and_sections_say_what_was_compared(values: dict[str, Any], tmp_pat
         "table (3 tasks, 3 policies) and kitchen (2 tasks, 3 policies)",
         "4 methods (ours, V-GPS <10>, V-GPS <50> and chance), 60 episodes each",
         f"{100 * total['against_mean_success']:.0f}% → {100 * total['mean_success']:.0f}%",
-        f"{100 * total['relative_gain']:+.0f}%",
+        f"gain, in points {100 * total['difference']:+.0f} ",
+        f"mean relative gain {100 * total['relative_gain']:+.0f}%",
         "4,500",
         "2 errors",
     ):
         assert text in head
-    assert "ended it early" not in head
+    assert "ended earlier" not in head
+    assert "too narrow" not in head
+    assert "episodes</small>" not in page.source
     assert list(page.sections)[1:] == [
         "Methods and policies",
         "Gain over the base policy",
@@ -204,7 +207,10 @@ def test_one_method_and_no_errors(tmp_path: Path) -> None:
     plan = replace(small.plan, methods={name: m for name, m in small.plan.methods.items() if name != "chance"})
     alone = BenchmarkResult(plan, {("table", "pi0"): replace(small.results["table", "pi0"], outcomes=outcomes)})
     page = written(tmp_path, alone.to_json())
-    assert "In 1 cell a clear difference between ours and base ended it early" in page.sections[""]
+    assert "1 cell ended earlier" in page.sections[""]
+    assert "bootstrap intervals of means are too narrow" in page.sections[""]
+    assert "ended after 10 episodes" in page.sections["Every cell"]
+    assert "the first of them where a cell ended early" in page.sections["Settings"]
     assert "--stop-early" in page.sections["Settings"]
     assert "No episode ended with an error" in page.sections["Errors"]
     assert "against each other method" not in page.source

@@ -192,7 +192,18 @@ def test_journal_is_used_and_guarded(tmp_path: Path) -> None:
 
     lines = journal.read_bytes().split(b"\n")
     journal.write_bytes(b"\n".join([lines[0], b"{broken", *lines[2:]]))
-    with pytest.raises(InputError, match="line 2 is damaged; delete that line and its block runs again"):
+    with pytest.raises(InputError, match="line 2 is damaged, which holds a block; delete the line to run it again"):
+        run()
+    for was, now in (
+        (b'"success": false', b'"success": null'),
+        (b'"success": true', b'"success": null'),
+        (b'"count": 25', b'"count": 2'),
+    ):
+        journal.write_bytes(b"\n".join([lines[0], lines[1].replace(was, now), *lines[2:]]))
+        with pytest.raises(InputError, match="line 2 is damaged, which holds a block"):
+            run()
+    journal.write_bytes(b"\n".join([b"{broken", *lines[1:]]))
+    with pytest.raises(InputError, match="line 1 is damaged, which holds the settings; choose another path"):
         run()
     for foreign in (b'{"format": "other"}\n', b"a picture of my cat"):
         journal.write_bytes(foreign)
