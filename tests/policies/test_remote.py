@@ -316,7 +316,7 @@ def test_who_cannot_be_reached_is_one_line(local, monkeypatch, tmp_path):
     with serving(lambda: PolicyService(local), api_key="secret") as running:
         with pytest.raises(InputError, match="API key"):
             RemotePolicy(running.address, api_key="guess")
-        with pytest.raises(InputError, match="'api_key': remote policies have no such option"):  # it would be read in every journal and report
+        with pytest.raises(InputError, match="'api_key': remote policies have no such option"):
             load_policy(f"{running.address}?api_key=secret")
         (tmp_path / "key").write_text("secret\n")
         with connected(running.address, api_key_file=str(tmp_path / "key")) as policy:
