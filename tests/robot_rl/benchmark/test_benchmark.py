@@ -16,8 +16,10 @@ from policies.config import FlowConfig, GaussianConfig
 from robot_rl.benchmark import BenchmarkPlan, BenchmarkResult, SuitePlan, read_elsewhere, read_plan, remarks, run_benchmark
 from robot_rl.benchmark.failures import record_failures
 from robot_rl.benchmark.report import write_benchmark_report
+from robot_rl.benchmark.result import FORMAT
 from robot_rl.collect import Demonstration, action_description, record
 from robot_rl.config import CloningConfig, TrainingConfig
+from robot_rl.console import check_replaceable
 from robot_rl.critic import CriticConfig
 from robot_rl.evaluation import EpisodeOutcome, EvaluationResult, local_pool, ray_pool
 from robot_rl.recipes import train_critic, train_policy
@@ -243,3 +245,15 @@ def test_failures_are_recorded_for_the_page(plan: BenchmarkPlan, tmp_path: Path)
     assert failure.failed.disagreement == most.disagreement
     write_benchmark_report(tmp_path / "report.html", result.to_json(), [failure])
     assert (tmp_path / "report.html").read_text().count("<video") == 2
+
+
+def test_only_results_of_the_same_command_are_replaced(tmp_path: Path) -> None:
+    place = tmp_path / "results.json"
+    check_replaceable(place, "--out", FORMAT)
+    place.write_text(json.dumps({"format": FORMAT}))
+    check_replaceable(place, "--out", FORMAT)
+    for other in ('{"format": "robot-rl evaluation 1"}', '{"suites": {}}', "[]", "a picture of my cat"):
+        place.write_text(other)
+        with pytest.raises(InputError, match=r"--out .*results\.json: is there, and no result of this command"):
+            check_replaceable(place, "--out", FORMAT)
+        assert place.read_text() == other
