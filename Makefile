@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell command -v python$(v))) pyth
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow robosuite lock clean
+.PHONY: demo test test-data test-rest test-slow robosuite lock clean
 demo: .venv/.core
 	@$(BIN)/robot-rl demo
 
@@ -12,8 +12,13 @@ test: .venv/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory -j2 test-data test-rest
+
+# Two processes: TensorFlow, which tests/data use, and Numba, which robosuite does, crash each other in one.
+test-data: .venv/.dev
 	@$(BIN)/pytest tests/data
-	@$(BIN)/pytest --ignore=tests/data # another process: TensorFlow, which tests/data use, and Numba, which robosuite does, crash each other
+test-rest: .venv/.dev
+	@$(BIN)/pytest --ignore=tests/data
 
 test-slow: .venv/.dev
 	@$(BIN)/pytest -m slow tests/data

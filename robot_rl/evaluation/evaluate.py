@@ -20,9 +20,10 @@ from data.errors import InputError
 from policies.base import Policy
 from robot_rl.evaluation.journal import Journal
 from robot_rl.evaluation.pool import Died, InProcess, Pool, Processes
-from robot_rl.evaluation.result import BASE, EvaluationResult, versions
+from robot_rl.evaluation.result import EvaluationResult, versions
 from robot_rl.evaluation.rollout import EpisodeOutcome, rollout
 from robot_rl.evaluation.statistics import PairedCounts, mcnemar_p
+from robot_rl.steering.methods import BASE
 
 BLOCK_EPISODES = 25
 # What all looks between rounds, at all cells, may decide by chance together: so little that the tests of the end, and Holm's correction

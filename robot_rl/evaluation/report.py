@@ -14,8 +14,9 @@ from data.errors import InputError
 from robot_rl.evaluation.clips import VIDEO_BYTES, outcome_word, side_by_side
 from robot_rl.evaluation.figures import Estimate, Series, forest, interval_bar, line_chart, metric_charts
 from robot_rl.evaluation.page import page
-from robot_rl.evaluation.result import BASE, p_value, percent, percent_span, points, points_span
+from robot_rl.evaluation.result import p_value, percent, percent_span, points, points_span
 from robot_rl.evaluation.rollout import EpisodeOutcome
+from robot_rl.steering.methods import BASE
 
 MAX_BYTES = 8_000_000
 

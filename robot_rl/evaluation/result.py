@@ -18,12 +18,12 @@ from robot_rl.evaluation.statistics import (
     paired_difference_interval,
     wilson_interval,
 )
+from robot_rl.steering.methods import BASE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = "robot-rl evaluation 1"
-BASE = "base"
 
 
 @dataclass(frozen=True)
