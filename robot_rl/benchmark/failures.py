@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from robot_rl.benchmark.result import BenchmarkResult
+from robot_rl.benchmark.result import BenchmarkResult, Results
 from robot_rl.benchmark.run import make_contests
 from robot_rl.evaluation.clips import VIDEO_BYTES, outcome_word, side_by_side
 from robot_rl.evaluation.recording import OnProgress, Wanted, record_episodes
@@ -34,18 +34,19 @@ def record_failures(
     count: int,
     workers: int,
     on_progress: OnProgress | None = None,
-    elsewhere: Collection[tuple[str, str]] = (),
+    elsewhere: Results | None = None,
     time_limit: float = 3600,
 ) -> list[Failure]:
     """Run up to `count` failures of the first method again with a camera, and the base's episodes beside them.
 
-    elsewhere: suites and policies that ran elsewhere, whose episodes cannot be run again here. time_limit: as for `record_episodes`.
+    elsewhere: what ran elsewhere, and may not run here. time_limit: as for `record_episodes`.
     """
-    chosen = choose_failures(result, count, elsewhere)
+    method = _first(result)
+    foreign = {pair for pair, contest in (elsewhere or {}).items() if method in contest.outcomes}
+    chosen = choose_failures(result, count, foreign)
     if not chosen:
         return []
-    method = _first(result)
-    contests = make_contests(result.plan, elsewhere)
+    contests = make_contests(result.plan, dict.fromkeys(foreign, result.plan.methods))
     wanted = [Wanted(f"{s}/{p}", arm, o.env_id, o.seed) for s, p, o in chosen for arm in (method, BASE)]
     recorded = record_episodes(contests, wanted, workers, on_progress, time_limit)
     rates = {name: contests[name].arms[BASE]().action_spec.control_hz for name in {episode.contest for episode in wanted}}
@@ -59,14 +60,17 @@ def record_failures(
 
 
 def choose_failures(
-    result: BenchmarkResult, count: int, elsewhere: Collection[tuple[str, str]] = ()
+    result: BenchmarkResult, count: int, leave_out: Collection[tuple[str, str]] = ()
 ) -> list[tuple[str, str, EpisodeOutcome]]:
-    """(suite, policy, outcome), largest disagreement first, at most two of a cell. What ended with an error is not among them."""
+    """(suite, policy, outcome), largest disagreement first, at most two of a cell. What ended with an error is not among them.
+
+    leave_out: suites and policies that are none of it.
+    """
     method = _first(result)
     failed = [
         (suite, policy, outcome)
         for (suite, policy), contest in result.results.items()
-        if (suite, policy) not in elsewhere
+        if (suite, policy) not in leave_out
         for outcomes in contest.outcomes[method].values()
         for outcome in outcomes
         if not outcome.success and not outcome.error

@@ -163,9 +163,9 @@ def test_parts_that_ran_elsewhere_make_the_whole(plan: BenchmarkPlan, tmp_path: 
         run_benchmark(plan, local_pool(1), elsewhere=read_elsewhere([kept("again", again)], plan))
     other = {**plan.methods, "steered": parse_method("steered?num_samples=9")}
     for folders, wanted, text in [
-        ([flow, flow], plan, "has flow in table, as another"),
+        ([flow, flow], plan, "has steered of flow in table, as another"),
         ([flow], replace(plan, episodes=3), "ran with episodes 2, the plan says 3"),
-        ([flow], replace(plan, methods=other), "method 'steered' is missing there or had other settings"),
+        ([flow], replace(plan, methods=other), "method 'steered' had other settings; give it another name"),
         (
             [flow],
             replace(plan, suites={"table": replace(plan.suites["table"], env="tabletop")}),
@@ -178,6 +178,59 @@ def test_parts_that_ran_elsewhere_make_the_whole(plan: BenchmarkPlan, tmp_path: 
     ]:
         with pytest.raises(InputError, match=text):
             read_elsewhere(folders, wanted)
+
+
+def test_methods_are_added_to_what_has_run(plan: BenchmarkPlan, tmp_path: Path) -> None:
+    plan = plan.only((), ("flow",), ())
+
+    def ran(name: str, *methods: str, change: Any = None, **options: Any) -> Path:
+        values = run_benchmark(plan.only((), (), methods), local_pool(1), **options).to_json()
+        if change:
+            change(values["suites"]["table"]["flow"])
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(values))
+        return tmp_path / name
+
+    whole = untimed(run_benchmark(plan, local_pool(1)).to_json())
+    chance = ran("chance", "chance")
+    journal = tmp_path / "journal.jsonl"
+    found = read_elsewhere([chance], plan)
+    result = run_benchmark(plan, local_pool(1), journal=journal, elsewhere=found)
+    assert untimed(result.to_json()) == whole
+    assert {json.loads(line)["block"]["arm"] for line in journal.read_bytes().splitlines()[1:]} == {"steered", "voting"}
+    (failure,) = record_failures(result, 1, workers=1, elsewhere=found)
+    assert (failure.method, failure.failed.seed) == ("steered", failure.base.seed)
+    # Whichever came first, and none of it here.
+    parts = [ran("voting", "voting"), chance, ran("steered", "steered")]
+    assert untimed(run_benchmark(plan, local_pool(1), elsewhere=read_elsewhere(parts, plan)).to_json()) == whole
+    assert record_failures(result, 1, workers=1, elsewhere=read_elsewhere(parts, plan)) == []
+
+    def trained_again(contest: Any) -> None:
+        contest["provenance"]["policy"] = "0" * 16
+
+    def newer(contest: Any) -> None:
+        contest["versions"]["torch"] = "99"
+
+    def ended_early(contest: Any) -> None:
+        for arm in contest["tasks"][SUITES["tabletop"].tasks["push"]]["arms"].values():
+            del arm["outcomes"][1:]
+
+    def luckier(contest: Any) -> None:
+        outcome = contest["tasks"][SUITES["tabletop"].tasks["push"]]["arms"]["base"]["outcomes"][1]
+        outcome["success"] = not outcome["success"]
+
+    for change, text in (
+        (trained_again, "flow in table ran elsewhere with another policy or critic"),
+        (newer, "flow in table ran elsewhere with other versions"),
+        (ended_early, "flow in table ended early in Tabletop-Push-v0 elsewhere; methods cannot be added"),
+        (luckier, "flow in table acted otherwise alone than in another of the runs"),
+    ):
+        folder = ran(change.__name__, "voting", change=change)
+        with pytest.raises(InputError, match=text):
+            read_elsewhere([chance, folder], plan)
+        if change is not luckier:
+            with pytest.raises(InputError, match=text):
+                run_benchmark(plan, local_pool(1), elsewhere=read_elsewhere([folder], plan))
 
 
 def test_policies_that_do_not_fit_are_named_before_anything_runs(plan: BenchmarkPlan) -> None:
