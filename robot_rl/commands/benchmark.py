@@ -25,9 +25,7 @@ class Benchmark:
     methods: tuple[str, ...] = ()
     episodes: int | None = None  # of each policy, method and task, instead of the plan's
     seed: int | None = None  # of the first episode, instead of the plan's
-    elsewhere: tuple[
-        Path, ...
-    ] = ()  # folders of other runs of this plan: the suites, policies and methods there do not run again
+    elsewhere: tuple[Path, ...] = ()  # folders of other runs; what they have of the plan, methods too, does not run again
     workers: int = 2  # processes
     ray: str | None = None  # spread over Ray: `local`, `auto` for the cluster of this machine, or a cluster's address
     stop_early: bool = False  # a task where the first method is clearly better or worse than base gets no more episodes
