@@ -181,7 +181,9 @@ def test_parts_that_ran_elsewhere_make_the_whole(plan: BenchmarkPlan, tmp_path: 
 
 
 def test_methods_are_added_to_what_has_run(plan: BenchmarkPlan, tmp_path: Path) -> None:
-    plan = plan.only((), ("flow",), ())
+    suite = replace(plan.suites["table"], env="tabletop/reach")
+    plan = replace(plan, suites={"table": suite}).only((), ("flow",), ())
+    reach = SUITES["tabletop"].tasks["reach"]
 
     def ran(name: str, *methods: str, change: Any = None, **options: Any) -> Path:
         values = run_benchmark(plan.only((), (), methods), local_pool(1), **options).to_json()
@@ -212,17 +214,17 @@ def test_methods_are_added_to_what_has_run(plan: BenchmarkPlan, tmp_path: Path) 
         contest["versions"]["torch"] = "99"
 
     def ended_early(contest: Any) -> None:
-        for arm in contest["tasks"][SUITES["tabletop"].tasks["push"]]["arms"].values():
+        for arm in contest["tasks"][reach]["arms"].values():
             del arm["outcomes"][1:]
 
     def luckier(contest: Any) -> None:
-        outcome = contest["tasks"][SUITES["tabletop"].tasks["push"]]["arms"]["base"]["outcomes"][1]
+        outcome = contest["tasks"][reach]["arms"]["base"]["outcomes"][1]
         outcome["success"] = not outcome["success"]
 
     for change, text in (
         (trained_again, "flow in table ran elsewhere with another policy or critic"),
         (newer, "flow in table ran elsewhere with other versions"),
-        (ended_early, "flow in table ended early in Tabletop-Push-v0 elsewhere; methods cannot be added"),
+        (ended_early, "flow in table ended early in Tabletop-Reach-v0 elsewhere; methods cannot be added"),
         (luckier, "flow in table acted otherwise alone than in another of the runs"),
     ):
         folder = ran(change.__name__, "voting", change=change)
